@@ -1,0 +1,203 @@
+"""The command line: parse, call, print. Heavy imports wait until a command needs them, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from tersor.errors import InvalidArgument, TersorError
+
+app = typer.Typer(
+    name="tersor", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make models smaller, and say honestly what that cost.",
+)  # fmt: skip
+
+ModelArgument = Annotated[str, typer.Argument(help="A folder, a .gguf file, a name such as smollm2-135m, or a hub id.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+OutputOption = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit codes: 0 done, 1 the job failed, 2 bad arguments."""
+    try:
+        app(standalone_mode=False)
+    except InvalidArgument as error:
+        _fail(error, 2)
+    except TersorError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command resumes", 1)
+    except BrokenPipeError:
+        sys.exit(1)
+    except typer._click.exceptions.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def _fail(error: object, code: int) -> NoReturn:
+    print(f"tersor: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print(text: object, as_json: bool, data: Any) -> None:
+    print(json.dumps(data, indent=1) if as_json else text)
+
+
+@app.command()
+def compress(
+    model: ModelArgument,
+    output: OutputOption,
+    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; the other flags change its values.")] = None,
+    method: Annotated[str | None, typer.Option(help="One method everywhere; see 'tersor methods'.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Bits a weight, for methods that quantise.")] = None,
+    group_size: Annotated[int | None, typer.Option(help="Weights that share a scale; must divide the layer's input width. -1: whole rows.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Fraction of weights to remove, for methods that prune.")] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the tensor file, never exceeded: 60MB, 45MiB, 3.2bpw.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Size as a fraction of the 16-bit model.")] = None,
+    search: Annotated[str | None, typer.Option(help="evopress, knapsack, greedy, random or uniform.")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Text to fit on: a file, a known name, or auto (the model writes its own).")] = None,
+    evaluation: Annotated[str | None, typer.Option(help="Text for the reported numbers; never the calibration text.")] = None,
+    target: Annotated[str | None, typer.Option(help="Format to export to afterwards: native, gguf, compressed-tensors, safetensors.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampling and search.")] = None,
+    on: Annotated[str | None, typer.Option(help="ray, or ray://host:port, to spread the work.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away the state of an earlier run in the folder.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit MODEL into a budget. Shows progress, can be killed and resumed, ends with a table of size and quality."""
+    from tersor.compress import compress as run
+    from tersor.pipeline.defaults import job_recipe
+    from tersor.pipeline.progress import bars
+
+    job = job_recipe(
+        recipe, method=method, bits=bits, group_size=group_size, sparsity=sparsity, size=size, ratio=ratio, search=search,
+        calibration=calibration, evaluation=evaluation, target=target, seed=seed,
+    )  # fmt: skip
+    with bars() as progress:
+        small = run(model, job, output=output, on=on, restart=restart, progress=progress)
+    report = small.report
+    _print(f"{report.table()}\n\nwritten to {output}; next: tersor export {output} --format gguf -o {output}.gguf", as_json, report.to_dict())
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelArgument,
+    reference: Annotated[str | None, typer.Option(help="The original, for divergence and agreement.")] = None,
+    text: Annotated[str | None, typer.Option(help="A file or a known name; default: the documentation that ships with Python.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 8192,
+    tasks: Annotated[str | None, typer.Option(help="Comma-separated task names, such as arc_easy,piqa,lambada_openai.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions of each task to ask.")] = None,
+    backend: Annotated[str, typer.Option(help="tersor, or lm-eval where it is installed.")] = "tersor",
+    speed: Annotated[bool, typer.Option("--speed", help="Also measure tokens a second, load time and memory.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure MODEL: perplexity, divergence from a reference, bytes, tasks."""
+    from tersor.evaluation import evaluate as run
+    from tersor.evaluation import run_tasks
+    from tersor.models import load
+
+    loaded = load(model)
+    original = load(reference) if reference else None
+    if tasks:
+        results = run_tasks(loaded, tasks.split(","), reference=original, limit=limit, backend=backend)
+        _print("\n".join(map(str, results)), as_json, [result.to_dict() for result in results])
+        return
+    result = run(loaded, text, original, max_tokens=tokens, speed=speed)
+    _print(result, as_json, result.to_dict())
+
+
+@app.command()
+def export(
+    model: ModelArgument,
+    output: OutputOption,
+    format: Annotated[str, typer.Option(help="gguf, compressed-tensors or safetensors.")] = "gguf",
+    gguf_type: Annotated[str | None, typer.Option(help="For gguf: quantise dense layers to this type, such as Q4_K.")] = None,
+    verify: Annotated[bool, typer.Option(help="Load the result in its own runtime and compare logits.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Write MODEL in a format that other tools load, and check that they do."""
+    from tersor.models import load
+
+    options = {} if gguf_type is None else {"gguf_type": gguf_type}
+    report = load(model).export(output, format=format, verify=verify, **options)
+    _print(report, as_json, report.to_dict())
+
+
+@app.command()
+def info(model: ModelArgument, as_json: JsonOption = False) -> None:
+    """What each layer of MODEL is stored as, its bytes and bits a weight."""
+    from tersor.models import load
+    from tersor.models.summary import summarize
+
+    summary = summarize(load(model))
+    _print(summary, as_json, summary.to_dict())
+
+
+@app.command()
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Continue PROMPT with MODEL."""
+    from tersor.models import load
+
+    text = load(model).generate(prompt, max_new_tokens=tokens, temperature=temperature, seed=seed)
+    _print(text, as_json, {"prompt": prompt, "text": text})
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    output: OutputOption,
+) -> None:
+    """One self-contained HTML page about a run: size and quality, bits of each layer, search progress."""
+    from tersor.evaluation.report import write_report
+
+    write_report(run, output)
+    print(f"written to {output}")
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """Every layerwise method: what it needs, what it makes, where it comes from."""
+    from tersor.layerwise import METHODS
+
+    rows = [{"name": m.name, "needs": m.needs, "makes": m.makes, "options": list(m.options), "paper": m.paper} for m in METHODS.values()]
+    lines = [f"{row['name']:<14} needs {row['needs']:<9} makes {row['makes']:<12} {row['paper']}\n{'':<14} {', '.join(row['options'])}" for row in rows]
+    _print("\n".join(lines), as_json, rows)
+
+
+@app.command()
+def papers(as_json: JsonOption = False) -> None:
+    """The forty papers: status, claim, last measured."""
+    from tersor.papers import catalogue
+
+    rows = catalogue()
+    _print("\n".join(map(str, rows)), as_json, [row.to_dict() for row in rows])
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="Key of a paper, as 'tersor papers' lists it.")],
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller experiment within two minutes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a paper's experiment. Exits with 0 only if its claim held."""
+    from tersor.papers import reproduce as run
+
+    result = run(name, quick=quick)
+    _print(result, as_json, result.to_dict())
+    if not result.holds:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

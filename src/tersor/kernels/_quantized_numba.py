@@ -1,0 +1,184 @@
+"""Products with packed low-bit rows: a matrix-vector and small-batch kernel, and the dequantiser of a tile.
+
+A row is read in chunks of sixteen 32-bit lanes, each lane holding 8 (up to 4 bits) or 4 consecutive codes. The activations are laid
+out once a call so that step ``k`` of a chunk meets code ``k`` of every lane. Scale and zero are applied once a chunk and lane:
+
+    y = sum over chunks and lanes of  scale * (sum over k of code * x)  +  offset * (sum over k of x)
+
+where a code enters as ``1 + code / 2 ** bits``, the float whose mantissa it is. Every output is summed by one thread in one order, so
+results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from tersor.kernels import _simd as simd
+from tersor.kernels._compiling import FIRST, LAST, SALT, compile_body, compile_entry, launch, share
+
+SYMMETRIC, ASYMMETRIC, FLOAT_MIN = range(3)
+FLOAT32, BFLOAT16, FLOAT16 = range(3)
+
+# Slots of the argument block that the threads of a team share, after those of `launch`.
+CODES, SCALE, SCALE_KIND, ZERO, SCHEME, Y, Y_KIND, M, N, K, GROUP, GROUPS, CHUNKS, LAID, SUMS, INDEX, BASE = range(4, 21)
+_SLOTS = 21
+
+
+@njit
+def _guarded(address, step, rows, n, end, spare):
+    """``address, step`` of ``rows`` pieces of ``n`` bytes, or of copies of them where reading would cross ``end``, the end of the buffer."""
+    if address + (rows - 1) * step + n <= end:
+        return address, step
+    for r in range(rows):
+        for i in range(n):
+            place = address + r * step + i
+            simd.write_byte(spare + 64 * r + i, simd.read_byte(place) if place < end else 0)
+    return spare, 64
+
+
+@njit(inline="always")
+def _floats(address, kind, end, spare):
+    if kind == FLOAT16:
+        return simd.load_half(_guarded(address, 0, 1, 32, end, spare)[0])
+    return simd.load(_guarded(address, 0, 1, 64, end, spare)[0], 1)
+
+
+@njit(inline="always")
+def _write_grid(a, row, bits, scales, offsets, spare):
+    """Write scale and offset of each group of ``row``, so that a weight is ``scale * decoded + offset``."""
+    kind, scheme, groups = a[SCALE_KIND], a[SCHEME], a[GROUPS]
+    item = 2 if kind == FLOAT16 else 4
+    start, size = row * groups * item, a[N] * groups * item
+    width = (groups * bits + 7) >> 3
+    levels, minus = simd.splat(np.float32(1 << bits)), simd.splat(np.float32(-1))
+    middle = simd.splat(np.float32(-(1 << bits) - (1 << (bits - 1)) + (0.5 if bits == 1 else 0)))
+    for g in range(0, groups, 16):
+        step = _floats(a[SCALE] + start + g * item, kind, a[SCALE] + size, spare)
+        if bits == 1 and scheme == SYMMETRIC:
+            step = simd.add(step, step)
+        scale = simd.mul(step, levels)
+        if scheme == ASYMMETRIC:
+            packed = _guarded(a[ZERO] + row * width + (g * bits >> 3), 0, 1, 2 * bits, a[ZERO] + a[N] * width, spare)[0]
+            offset = simd.mul(simd.mul(step, minus), simd.add(simd.load_codes(packed, bits), levels))
+        elif scheme == FLOAT_MIN:
+            offset = simd.fma(scale, minus, _floats(a[ZERO] + start + g * item, kind, a[ZERO] + size, spare))
+        else:
+            offset = simd.mul(step, middle)
+        simd.store(scales + 4 * g, scale)
+        simd.store(offsets + 4 * g, offset)
+
+
+@njit
+def _lay_out(a, x, x_kind, per_lane, batch):
+    """Activations as ``[block of rows, chunk, code of lane, row, lane]``, their sums over a lane, and the group of every lane of a chunk."""
+    length, chunks, last_group = 16 * per_lane, a[CHUNKS], a[GROUPS] - 1
+    for c in range(chunks):
+        base = c * length // a[GROUP]
+        simd.write_int(a[BASE] + 8 * c, 4 * base)
+        for lane in range(16):
+            simd.write_byte(a[INDEX] + 16 * c + lane, min((c * length + lane * per_lane) // a[GROUP], last_group) - base)
+    for m in range(a[M]):
+        row = x + m * a[K] * (2 if x_kind == BFLOAT16 else 4)
+        for c in range(chunks):
+            block = m // batch * chunks + c
+            to = a[LAID] + block * per_lane * batch * 64 + m % batch * 64
+            for lane in range(16):
+                first = c * length + lane * per_lane
+                for k in range(min(per_lane, a[K] - first)):
+                    value = simd.read_bfloat(row + 2 * (first + k)) if x_kind == BFLOAT16 else simd.read_float(row + 4 * (first + k))
+                    simd.write_float(to + 64 * k * batch + 4 * lane, value)
+            sums = simd.zeros(1, 1)
+            for k in range(per_lane):
+                sums = simd.add(sums, simd.load(to + 64 * k * batch, 1))
+            simd.store(a[SUMS] + (block * batch + m % batch) * 64, sums)
+
+
+@njit(inline="always")
+def _products(a, block, row, step, end, bits, rows, batch, tables, spare):
+    """A tile ``[rows, batch]`` of vectors whose lanes sum to the products of packed rows with a block of laid out activations."""
+    per_lane, chunks = simd.codes_per_lane(bits), a[CHUNKS]
+    length, groups = 2 * per_lane * bits, 4 * (a[GROUPS] + 16)
+    index, base = a[INDEX], a[BASE]
+    laid, sums = a[LAID] + block * chunks * per_lane * batch * 64, a[SUMS] + block * chunks * batch * 64
+    total = simd.zeros(rows, batch)
+    for c in range(chunks):
+        if c == chunks - 1:
+            row, step = _guarded(row, step, rows, length, end, spare)
+        lanes = simd.load_chunk(row, step, bits, rows)
+        partial = simd.zeros(rows, batch)
+        for k in range(per_lane):
+            partial = simd.add_outer(simd.decode(lanes, k, bits), simd.load(laid + 64 * batch * k, batch), partial)
+        pick, table = simd.load_bytes(index + 16 * c), tables + simd.read_int(base + 8 * c)
+        total = simd.add_scaled(simd.lookup(table, 2 * groups, pick, rows), partial, total)
+        total = simd.add_outer(simd.lookup(table + groups, 2 * groups, pick, rows), simd.load(sums, batch), total)
+        row += length
+        laid += 64 * per_lane * batch
+        sums += 64 * batch
+    return total
+
+
+@njit
+def _write(a, m, n, value):
+    if m < a[M]:
+        if a[Y_KIND] == BFLOAT16:
+            simd.write_bfloat(a[Y] + 2 * (m * a[N] + n), value)
+        else:
+            simd.write_float(a[Y] + 4 * (m * a[N] + n), value)
+
+
+@cache
+def vector_body(bits: int) -> Any:
+    """The C function for one row of x: four packed rows at a time, because loads of x, not arithmetic, would bound a single one."""
+    salt = SALT
+
+    def body(data):
+        salt  # noqa: B018
+        a = carray(simd.pointer(data), 21)
+        start, stop = share(data)
+        table = 8 * (a[GROUPS] + 16)
+        room = np.empty(4 * 64 + 4 * table, np.uint8)
+        spare = np.int64(room.ctypes.data)
+        tables = spare + 4 * 64
+        width = (a[K] * bits + 7) >> 3
+        for block in range(start, stop):
+            n = min(4 * block, a[N] - 4) if a[N] >= 4 else block
+            step = width if a[N] >= 4 else 0
+            for r in range(4):
+                _write_grid(a, n + (r if step else 0), bits, tables + r * table, tables + r * table + (table >> 1), spare)
+            made = _products(a, 0, a[CODES] + n * width, step, a[CODES] + a[N] * width, bits, 4, 1, tables, spare)
+            _write(a, 0, n, simd.total(made, 0))
+            if step:
+                _write(a, 0, n + 1, simd.total(made, 1))
+                _write(a, 0, n + 2, simd.total(made, 2))
+                _write(a, 0, n + 3, simd.total(made, 3))
+        room[0] = 0  # numba frees an array after its last use by name
+
+    return compile_body(body)
+
+
+@cache
+def product_entry() -> Any:
+    """What Python calls: lay the activations out, then start the team."""
+
+    def entry(x, x_kind, codes, scale, scale_kind, zero, scheme, y, m, n, k, group, per_lane, batch, body, launcher, thread, team, threads):
+        chunks = (k + 16 * per_lane - 1) // (16 * per_lane)
+        padded = (m + batch - 1) // batch * batch
+        data = np.empty(21, np.int64)
+        scratch = np.zeros(64 + (padded * (per_lane + 1) * 64 + 24) * chunks, np.uint8)
+        laid = (np.int64(scratch.ctypes.data) + 63) & ~63
+        data[FIRST], data[LAST] = 0, (n + 3) // 4 if n >= 4 else n
+        data[CODES], data[SCALE], data[SCALE_KIND], data[ZERO], data[SCHEME] = codes, scale, scale_kind, zero, scheme
+        data[Y], data[Y_KIND], data[M], data[N], data[K], data[GROUP] = y, x_kind, m, n, k, group
+        data[GROUPS], data[CHUNKS] = k // group, chunks
+        data[LAID], data[SUMS] = laid, laid + padded * chunks * per_lane * 64
+        data[INDEX] = data[SUMS] + padded * chunks * 64
+        data[BASE] = data[INDEX] + chunks * 16
+        _lay_out(data, x, x_kind, per_lane, batch)
+        launch(body, np.int64(data.ctypes.data), launcher, thread, team, threads)
+        data[0] = scratch[0] = 0  # numba frees an array after its last use by name
+
+    return compile_entry(19)(entry)

@@ -1,0 +1,123 @@
+"""What calibration leaves for one linear layer: the second moment of its inputs and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tersor.errors import InvalidArgument
+from tersor.weights.base import CompressedWeight
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """Calibration statistics of the inputs ``x`` (one row a token) of a linear layer.
+
+    Attributes:
+        hessian: ``X^T X / n_tokens``, float64, ``[in_features, in_features]``. Damping is the methods' business.
+        mean_abs: ``mean |x_j|``, float64, ``[in_features]``.
+        mean: ``mean x_j``, float64, ``[in_features]``.
+        n_tokens: Rows seen.
+        gradient: Mean squared gradient of the loss by the weight, ``[out_features, in_features]``, if it was collected.
+    """
+
+    hessian: Tensor
+    mean_abs: Tensor
+    mean: Tensor
+    n_tokens: int
+    gradient: Tensor | None = None
+
+    @property
+    def in_features(self) -> int:
+        return self.hessian.shape[0]
+
+    @property
+    def mean_square(self) -> Tensor:
+        """``mean x_j^2``, the diagonal of the hessian."""
+        return self.hessian.diagonal()
+
+    @classmethod
+    def identity(cls, in_features: int) -> LayerStats:
+        """The statistics of white inputs: what a data-free method assumes."""
+        ones = torch.ones(in_features, dtype=torch.float64)
+        return cls(torch.eye(in_features, dtype=torch.float64), ones, torch.zeros_like(ones), in_features)
+
+    @classmethod
+    def from_inputs(cls, *batches: Tensor) -> LayerStats:
+        """Statistics of ``batches``, each ``[..., in_features]``."""
+        if not batches:
+            raise InvalidArgument("calibration needs at least one batch of inputs")
+        accumulator = StatsAccumulator(batches[0].shape[-1])
+        for batch in batches:
+            accumulator.update(batch)
+        return accumulator.finish()
+
+
+@dataclass
+class StatsAccumulator:
+    """Adds up :class:`LayerStats` batch by batch, in float64, so that their order and number do not matter.
+
+    Products of one batch are formed in float32 where the batch is short enough to be exact to rounding, and
+    summed in float64.
+    """
+
+    in_features: int
+    n_tokens: int = 0
+    _gram: Tensor = field(init=False)
+    _abs: Tensor = field(init=False)
+    _sum: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._gram = torch.zeros(self.in_features, self.in_features, dtype=torch.float64)
+        self._abs = torch.zeros(self.in_features, dtype=torch.float64)
+        self._sum = torch.zeros(self.in_features, dtype=torch.float64)
+
+    def update(self, inputs: Tensor, mask: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            inputs: ``[..., in_features]``.
+            mask: Same leading shape, true where a token counts; padding must be masked.
+
+        Raises:
+            InvalidArgument: If the inputs have another width or are not finite.
+        """
+        if inputs.shape[-1] != self.in_features:
+            raise InvalidArgument(f"expected inputs with {self.in_features} features, got shape {tuple(inputs.shape)}")
+        rows = inputs.detach().reshape(-1, self.in_features)
+        if mask is not None:
+            rows = rows[mask.reshape(-1).bool()]
+        rows = rows.float()
+        if not torch.isfinite(rows).all():
+            raise InvalidArgument("calibration inputs hold NaN or Inf; the model or the text is broken upstream of this layer")
+        self._gram += (rows.T @ rows).double()
+        self._abs += rows.abs().sum(0, dtype=torch.float64)
+        self._sum += rows.sum(0, dtype=torch.float64)
+        self.n_tokens += rows.shape[0]
+
+    def finish(self) -> LayerStats:
+        """The statistics so far.
+
+        Raises:
+            InvalidArgument: If no token was seen.
+        """
+        if self.n_tokens == 0:
+            raise InvalidArgument("this layer saw no calibration token; give more text or skip it")
+        n = self.n_tokens
+        return LayerStats(self._gram / n, self._abs / n, self._sum / n, n)
+
+
+def layer_error(weight: Tensor, compressed: CompressedWeight | Tensor, stats: LayerStats) -> float:
+    """Relative squared error of the layer's output, ``tr(D H D^T) / tr(W H W^T)`` with ``D = W - W_hat``.
+
+    Zero for an exact copy, one for an all-zero replacement. The number that level databases record.
+    """
+    dense = compressed if isinstance(compressed, Tensor) else compressed.dense()
+    original = weight.double()
+    difference = original - dense.double()
+    hessian = stats.hessian
+    lost = float(((difference @ hessian) * difference).sum())
+    total = float(((original @ hessian) * original).sum())
+    return max(lost, 0.0) / total if total > 0 else 0.0

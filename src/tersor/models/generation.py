@@ -1,0 +1,83 @@
+"""Text from a model: batched sampling with a key-value cache and a random generator of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import InvalidArgument
+from tersor.models.model import Model
+
+
+def continue_text(model: Model, prompt: str, *, max_new_tokens: int, temperature: float, seed: int) -> str:
+    """The continuation of ``prompt``; see :meth:`Model.generate`."""
+    tokens = model.encode(prompt)
+    if tokens.numel() == 0:
+        raise InvalidArgument("the prompt is empty and the tokenizer adds no token of its own; give some text")
+    ends = end_tokens(model)
+    written: list[int] = []
+    generator = torch.Generator().manual_seed(seed)
+    for column in sample_tokens(model, tokens[None], max_new_tokens, temperature=temperature, generator=generator):
+        if int(column) in ends:
+            break
+        written.append(int(column))
+    return str(model.tokenizer.decode(written, skip_special_tokens=True))  # type: ignore[union-attr]
+
+
+def end_tokens(model: Model) -> set[int]:
+    """Ids after which the model has nothing more to say."""
+    sources = (getattr(model.module, "generation_config", None), model.config, model.tokenizer)
+    ids: set[int] = set()
+    for source in sources:
+        found = getattr(source, "eos_token_id", None)
+        ids.update(found if isinstance(found, (list, tuple)) else [] if found is None else [found])
+    return ids
+
+
+def sample_tokens(model: Model, start: Tensor, n_new: int, *, temperature: float, generator: torch.Generator) -> Iterator[Tensor]:
+    """Write on, one column of tokens at a time.
+
+    Args:
+        model: A decoder with a language-model head.
+        start: ``[n, length]`` tokens to continue, one length for all.
+        n_new: Columns to write.
+        temperature: 0 takes the likeliest token, above 0 samples.
+        generator: Of the sampling; the global one is not touched.
+
+    Yields:
+        ``[n]`` tokens, ``n_new`` times.
+
+    Raises:
+        InvalidArgument: If the model cannot write, or it would exceed its context.
+    """
+    if not _can_write(model.module):
+        raise InvalidArgument(f"{model.architecture} does not predict next tokens, so it cannot write text")
+    if temperature < 0 or n_new < 1:
+        raise InvalidArgument(f"temperature must be at least 0 and the number of tokens at least 1, got {temperature} and {n_new}")
+    if start.shape[1] + n_new > model.max_context:
+        raise InvalidArgument(f"{start.shape[1]} tokens and {n_new} new ones exceed the context of {model.max_context}")
+    seen, inputs, cache = start, start, None
+    for _ in range(n_new):
+        # No decorator on a generator: the mode would stay on in the caller between two columns.
+        with torch.inference_mode():
+            output = model.module(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            column = _draw(output.logits[:, -1].float(), temperature, generator)
+            cache = getattr(output, "past_key_values", None)
+            seen = torch.cat([seen, column[:, None]], 1)
+            inputs = seen if cache is None else column[:, None]
+        yield column
+
+
+def _can_write(module: nn.Module) -> bool:
+    can_generate = getattr(module, "can_generate", None)
+    return bool(can_generate is not None and can_generate()) and not getattr(module.config, "is_encoder_decoder", False)
+
+
+def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(-1)
+    # The exponential race: the first of independent arrivals with rates p is distributed as p, in one pass.
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return (torch.softmax(logits / temperature, -1) / noise).argmax(-1)

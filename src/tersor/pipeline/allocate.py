@@ -1,0 +1,155 @@
+"""From a level database and a budget to one level for each layer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tersor.allocation import ALLOCATORS, Allocation, Problem, Unit, evopress, fill, lgreco
+from tersor.errors import InvalidArgument
+from tersor.models import Model
+from tersor.pipeline.calibrate import Plan
+from tersor.pipeline.levels import Level, LevelDatabase
+from tersor.pipeline.progress import Progress
+from tersor.pipeline.recipe import Search
+from tersor.weights.zero import ZeroWeight
+
+if TYPE_CHECKING:
+    from tersor.allocation.problem import Choices, Fitness
+
+ENTRY = 96  # bytes of a safetensors header entry beyond the tensor's name: type, shape and offsets, rounded up
+
+
+@dataclass(frozen=True)
+class Menu:
+    """Every layer's levels with what they really cost in the file, header included.
+
+    Attributes:
+        layers: Layer names, in the order of the model.
+        levels: Levels of each layer.
+        costs: Bytes in the written file of each level.
+        sizes: Weights in each layer.
+        fixed: Bytes of everything that is not chosen: norms, biases, kept embeddings.
+    """
+
+    layers: tuple[str, ...]
+    levels: tuple[tuple[Level, ...], ...]
+    costs: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
+    fixed: int
+
+    @classmethod
+    def of(cls, model: Model, plan: Plan, database: LevelDatabase) -> Menu:
+        """Read the menu from a complete database."""
+        from tersor.models.storage import safetensors_size
+
+        layers = tuple(plan.choices)
+        levels = tuple(tuple(database.levels(name)) for name in layers)
+        costs = tuple(
+            tuple(level.nbytes + sum(len(name) + len(tensor) + ENTRY for tensor in database.tensor_names(name, index)) for index, level in enumerate(menu))
+            for name, menu in zip(layers, levels, strict=True)
+        )
+        shapes = [model.shape(name) for name in layers]
+        bare = model.copy()
+        for name, shape in zip(layers, shapes, strict=True):
+            bare.replace(name, ZeroWeight(shape))
+        return cls(layers, levels, costs, tuple(rows * columns for rows, columns in shapes), safetensors_size(bare))
+
+    def problem(self, budget: int, fused: dict[str, str]) -> Problem:
+        """The allocation problem under ``budget`` bytes for the whole file.
+
+        Raises:
+            InvalidArgument: If even the cheapest levels do not fit; the message names the smallest reachable size.
+        """
+        units = tuple(
+            Unit(name, costs, tuple(level.error if level.held_out_error is None else level.held_out_error for level in menu), size, fused.get(name))
+            for name, menu, costs, size in zip(self.layers, self.levels, self.costs, self.sizes, strict=True)
+        )
+        unbounded = Problem(units, sum(max(costs) for costs in self.costs))
+        smallest = unbounded.smallest_cost + self.fixed
+        if smallest > budget:
+            raise InvalidArgument(
+                f"a budget of {budget:,} bytes is below the smallest reachable size of {smallest:,} bytes with these levels; "
+                "raise the budget or add smaller levels"
+            )
+        return Problem(units, budget - self.fixed)
+
+
+def fused_groups(layers: tuple[str, ...], shared_inputs: dict[str, int], fusion: str, block_prefix: str) -> dict[str, str]:
+    """The fused-group key of each layer that has one.
+
+    Args:
+        layers: Names of the layers.
+        shared_inputs: Number of the input each block layer reads.
+        fusion: ``"none"``, ``"inputs"``, ``"sublayer"`` or ``"block"``.
+        block_prefix: Dotted name of the list of blocks.
+    """
+    if fusion == "none":
+        return {}
+    inside = [name for name in layers if name.startswith(f"{block_prefix}.")]
+    if fusion == "inputs":
+        return {name: f"input {shared_inputs[name]}" for name in inside if name in shared_inputs}
+    groups = {}
+    for name in inside:
+        index, *path = name.removeprefix(f"{block_prefix}.").split(".")
+        part = "attention" if "att" in path[0].lower() else "mlp"
+        groups[name] = f"block {index}" if fusion == "block" else f"block {index} {part}"
+    return groups
+
+
+def allocate(problem: Problem, search: Search, fitness: Fitness | None, state: Path, progress: Progress) -> Allocation:
+    """Run ``search`` on ``problem``.
+
+    Args:
+        problem: Units, costs and budget.
+        search: Which allocator, and its options.
+        fitness: Judges whole models; needed by evopress.
+        state: File in which evopress keeps its state, so that a killed search resumes.
+        progress: Told of every generation.
+
+    Raises:
+        InvalidArgument: If the search needs a fitness and there is none.
+    """
+    if all(len(unit.costs) == 1 for unit in problem.units):
+        return ALLOCATORS["uniform"](problem)
+    if search.method == "evopress":
+        if fitness is None:
+            raise InvalidArgument("evopress needs search tokens; set search.tokens")
+        progress.start("searching", search.generations)
+
+        def shown(generation: int, value: float) -> None:
+            progress.advance(note=f"KL {value:.4f}")
+
+        initial: Any = lgreco(problem).choices if search.initial == "knapsack" else search.initial
+        return evopress(
+            problem, fitness, generations=search.generations, offspring=search.offspring, stages=search.stages, seed=search.seed,
+            groups=search.groups, initial=initial, state_path=state, progress=shown,
+        )
+    progress.start("searching", 1)
+    if search.method == "random":
+        found = ALLOCATORS["random"](problem, fitness=fitness, n=search.offspring, seed=search.seed, tokens=search.stages[-1][1])
+    else:
+        found = lgreco(problem) if search.method == "knapsack" else ALLOCATORS[search.method](problem)
+    progress.advance()
+    return found
+
+
+def fill_up(problem: Problem, allocation: Allocation) -> Allocation:
+    """``allocation`` with leftover budget spent where it lowers the summed error most; the search's own record is kept."""
+    choices: Choices = fill(problem, allocation.choices)
+    return replace(allocation, choices=choices, cost=problem.cost(choices), error=problem.error(choices))
+
+
+def assemble(model: Model, menu: Menu, database: LevelDatabase, choices: tuple[int, ...]) -> Model:
+    """A copy of ``model`` in which every layer holds its chosen level."""
+    small = model.copy()
+    for name, index in zip(menu.layers, choices, strict=True):
+        small.replace(name, database.weight(name, index))
+    return small
+
+
+def describe(menu: Menu, choices: tuple[int, ...]) -> str:
+    """The assignment as JSON, for the run's record."""
+    return json.dumps({name: levels[index].label for name, levels, index in zip(menu.layers, menu.levels, choices, strict=True)}, indent=1)

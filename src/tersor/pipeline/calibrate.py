@@ -1,0 +1,161 @@
+"""Fill the level database block by block: fit every level of every layer, then let the next block see the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from tersor.errors import InvalidArgument, TersorError
+from tersor.layerwise import find_method
+from tersor.layerwise.stats import LayerStats, layer_error
+from tersor.models import Model
+from tersor.models.blocks import BlockWalk
+from tersor.pipeline.levels import Level, LevelDatabase
+from tersor.pipeline.progress import Progress
+from tersor.pipeline.recipe import Recipe
+from tersor.pipeline.texts import Texts
+from tersor.weights import CompressedWeight
+from tersor.weights.modules import matrix_of, set_matrix
+
+LevelChoice = tuple[str, dict[str, Any]]
+Fitted = list[tuple[Level, CompressedWeight]]
+
+
+class Pool(Protocol):
+    """Runs independent pure calls, in this process or elsewhere, and yields results in order."""
+
+    def map(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """``function(*call)`` for every call."""
+
+
+class Serial:
+    """The pool of one process."""
+
+    def map(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Run one call after the other."""
+        return (function(*call) for call in calls)
+
+
+def fit_levels(name: str, weight: Tensor, stats: LayerStats | None, held_out: LayerStats | None, choices: list[LevelChoice]) -> Fitted:
+    """Every level of one layer, with its errors.
+
+    Raises:
+        TersorError: If a method cannot handle the layer; the message names the layer.
+    """
+    fitted: Fitted = []
+    for method_name, options in choices:
+        method = find_method(method_name)
+        began = time.perf_counter()
+        try:
+            compressed = method.function(weight, stats if method.needs != "nothing" or stats is not None else None, **options)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"layer {name}: {error}") from None
+        except TersorError as error:
+            raise TersorError(f"layer {name}: {error}") from None
+        seconds = time.perf_counter() - began
+        measure = stats if stats is not None else LayerStats.identity(weight.shape[1])
+        level = Level(method_name, options, compressed.nbytes, layer_error(weight, compressed, measure), None, seconds, compressed.report)
+        if held_out is not None:
+            level = replace(level, held_out_error=layer_error(weight, compressed, held_out))
+        fitted.append((level, compressed))
+    return fitted
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which layers get which levels.
+
+    Attributes:
+        choices: For each layer name, its ``(method, options)`` pairs.
+        embeddings: Names among them that are embedding tables.
+        fraction: Size that the budget leaves, as a fraction of the 16-bit size; picks the level that the next block is fitted to.
+    """
+
+    choices: dict[str, list[LevelChoice]]
+    embeddings: frozenset[str]
+    fraction: float | None
+
+    @classmethod
+    def of(cls, model: Model, recipe: Recipe, fraction: float | None) -> Plan:
+        """The plan of ``recipe`` on ``model``.
+
+        Raises:
+            InvalidArgument: If ``skip`` leaves no layer.
+        """
+        kept = [name for name in model.linears() if not any(part in name for part in recipe.skip)]
+        choices = {name: recipe.expanded("levels") for name in kept}
+        tables = list(model.embeddings())[:1] if recipe.embeddings else []
+        choices |= {name: recipe.expanded("embeddings") for name in tables}
+        if not choices:
+            raise InvalidArgument("nothing to compress: the model has no linear layers, or 'skip' names them all")
+        return cls(choices, frozenset(tables), fraction)
+
+
+def build_levels(
+    model: Model, plan: Plan, recipe: Recipe, texts: Texts, database: LevelDatabase, progress: Progress, pool: Pool | None = None,
+) -> dict[str, int]:
+    """Fit every level that is not in the database yet, walking the blocks in order.
+
+    Returns:
+        For each layer of the blocks, the number of the input that it shares with its siblings (q/k/v share one).
+    """
+    pool = pool or Serial()
+    progress.start("fitting layers", len(plan.choices))
+    shared: dict[str, int] = {}
+    done: set[str] = set()
+    if texts.calibration is not None:
+        work = model.copy()
+        walk = BlockWalk(work, texts.calibration, held_out=texts.held_out, batch_size=recipe.calibration.batch_size)
+        undo: list[tuple[nn.Module, Tensor]] = []
+        for step in walk:
+            for layer, matrix in undo:
+                set_matrix(layer, matrix)
+            names = [name for name in step.layers if name in plan.choices]
+            inputs = {id(stats): len(shared) + index for index, stats in enumerate(step.stats.values())}
+            shared |= {name: inputs[id(step.stats[name])] for name in step.layers}
+            _fit_missing(names, model, plan, step.stats, step.held_out, database, pool, progress)
+            done.update(names)
+            undo = _propagate(names, step.layers, plan, database) if recipe.propagate == "compressed" else []
+        for layer, matrix in undo:
+            set_matrix(layer, matrix)
+        outside = [name for name in plan.choices if name not in done]
+        # An untied table is read by look-up: its inputs are one-hot, every row counts alike.
+        stats = {name: walk.outside.get(name) or LayerStats.identity(model.shape(name)[1]) for name in outside}
+        _fit_missing(outside, model, plan, stats, walk.outside_held_out, database, pool, progress)
+    else:
+        _fit_missing(list(plan.choices), model, plan, {}, {}, database, pool, progress)
+    return shared
+
+
+def _fit_missing(
+    names: list[str], model: Model, plan: Plan, stats: dict[str, LayerStats], held_out: dict[str, LayerStats],
+    database: LevelDatabase, pool: Pool, progress: Progress,
+) -> None:
+    missing = [name for name in names if name not in database]
+    progress.advance(len(names) - len(missing))
+    calls = ((name, model.matrix(name), stats.get(name), held_out.get(name), plan.choices[name]) for name in missing)
+    for name, fitted in zip(missing, pool.map(fit_levels, calls), strict=True):
+        database.write(name, fitted)
+        progress.advance(note=name)
+
+
+def _propagate(names: list[str], layers: dict[str, nn.Module], plan: Plan, database: LevelDatabase) -> list[tuple[nn.Module, Tensor]]:
+    undo = []
+    for name in names:
+        layer = layers[name]
+        original = matrix_of(layer)
+        assert original is not None
+        undo.append((layer, original))
+        set_matrix(layer, database.weight(name, propagated_level(database.levels(name), original.numel(), plan.fraction)).dense())
+    return undo
+
+
+def propagated_level(levels: list[Level], numel: int, fraction: float | None) -> int:
+    """Index of the level whose size is nearest to what the budget leaves for a layer: the next block is fitted to its outputs."""
+    if fraction is None:
+        return 0
+    return min(range(len(levels)), key=lambda index: abs(levels[index].nbytes - fraction * 2 * numel))

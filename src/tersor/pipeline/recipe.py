@@ -1,0 +1,211 @@
+"""The whole job declared: what the YAML file says, what the command line builds, what a run is checked against."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tersor.errors import InvalidArgument
+
+SearchName = Literal["evopress", "knapsack", "greedy", "random", "uniform"]
+Fusion = Literal["auto", "none", "inputs", "sublayer", "block"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LevelSpec(BaseModel):
+    """A method and its options. A list as the value of an option stands for one level a value.
+
+    ``{method: gptq, bits: [2, 3, 4], group_size: 64}`` is three levels.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    method: str
+
+    @model_validator(mode="after")
+    def _known(self) -> LevelSpec:
+        from tersor.layerwise import find_method
+
+        find_method(self.method).check_options(self.options)
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's options as given, lists not yet expanded."""
+        return dict(self.model_extra or {})
+
+    def expand(self) -> list[tuple[str, dict[str, Any]]]:
+        """``(method, options)`` for each combination of the listed values."""
+        keys = list(self.options)
+        values = [value if isinstance(value, list) else [value] for value in self.options.values()]
+        return [(self.method, dict(zip(keys, combination, strict=True))) for combination in itertools.product(*values)]
+
+
+class Search(_Strict):
+    """How the budget is spread over the layers.
+
+    Attributes:
+        method: ``uniform`` asks nothing of the data, ``knapsack`` adds up layer errors, ``evopress`` measures whole models.
+        tokens: Tokens of calibration text set aside for the search, never used to fit a layer.
+        stages: ``(survivors, tokens)`` of each selection stage; the last must leave one survivor.
+        initial: Where evopress starts.
+    """
+
+    method: SearchName = "evopress"
+    generations: Annotated[int, Field(ge=0, le=100_000)] = 40
+    offspring: Annotated[int, Field(ge=1, le=4096)] = 12
+    stages: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = ((3, 512), (1, 2048))
+    tokens: Annotated[int, Field(ge=64)] = 8192
+    groups: Literal["size", "name", "none"] = "none"
+    initial: Literal["uniform", "knapsack", "random"] = "knapsack"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _stages(self) -> Search:
+        if not self.stages or self.stages[-1][0] != 1:
+            raise ValueError("stages must end with one survivor, for example [[3, 512], [1, 2048]]")
+        largest = max(tokens for _, tokens in self.stages)
+        if self.method == "evopress" and largest > self.tokens:
+            raise ValueError(f"a stage asks for {largest} tokens but tokens is {self.tokens}")
+        return self
+
+
+class Calibration(_Strict):
+    """Text that layers are fitted on.
+
+    Attributes:
+        text: A file, a name known to ``tersor.data``, or ``auto``: sampled from the model itself.
+        tokens: Tokens to fit on; at least 16 for each input feature of the widest layer is wise.
+        held_out: Tokens set aside to report the error of each layer on text it was not fitted to.
+    """
+
+    text: str = "auto"
+    tokens: Annotated[int, Field(ge=64)] = 24576
+    held_out: Annotated[int, Field(ge=0)] = 4096
+    context: Annotated[int, Field(ge=8)] = 512
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    seed: int = 0
+
+
+class Evaluation(_Strict):
+    """Text for the numbers in the report; never the calibration text. ``auto`` is the Python documentation that ships with Python."""
+
+    text: str = "auto"
+    tokens: Annotated[int, Field(ge=0)] = 8192
+    context: Annotated[int, Field(ge=8)] = 512
+
+
+class Recipe(_Strict):
+    """A compression job.
+
+    Attributes:
+        levels: Choices for every linear layer of the blocks (and an untied head).
+        embeddings: Choices for the embedding table with its tied head; empty keeps it dense.
+        budget: ``"60MB"``, ``"45MiB"``, a ratio such as ``0.25`` or ``"3.2bpw"``; ``None`` needs a single level.
+        propagate: Whether a block is fitted on the outputs of the compressed or of the dense blocks before it.
+        fused: Which layers must take the same level: ``inputs`` those that read the same input (q/k/v, gate/up), ``sublayer`` and
+            ``block`` whole units, for depth pruning; ``auto`` is ``inputs`` for targets that demand it, else ``none``.
+        target: Format to be exported afterwards; checked before any work.
+        skip: Layers whose name contains one of these strings stay dense.
+    """
+
+    model: str | None = None
+    levels: tuple[LevelSpec, ...]
+    embeddings: tuple[LevelSpec, ...] = ()
+    budget: str | float | int | None = None
+    search: Search = Search()
+    calibration: Calibration = Calibration()
+    evaluation: Evaluation = Evaluation()
+    propagate: Literal["compressed", "dense"] = "compressed"
+    fused: Fusion = "auto"
+    target: Literal["native", "gguf", "compressed-tensors", "safetensors"] = "native"
+    skip: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listify(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in ("levels", "embeddings"):
+                if isinstance(data.get(key), dict):
+                    data = {**data, key: [data[key]]}
+        return data
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Recipe:
+        if not self.levels:
+            raise ValueError("levels is empty: name at least one method")
+        if self.budget is None and (len(self.expanded()) > 1 or len(self.expanded("embeddings")) > 1):
+            raise ValueError("several levels need a budget (--size or --ratio) to choose between them")
+        return self
+
+    def expanded(self, which: Literal["levels", "embeddings"] = "levels") -> list[tuple[str, dict[str, Any]]]:
+        """Every ``(method, options)`` pair, listed values expanded, duplicates removed."""
+        pairs = [pair for spec in getattr(self, which) for pair in spec.expand()]
+        return [pair for index, pair in enumerate(pairs) if pair not in pairs[:index]]
+
+    @property
+    def fusion(self) -> Literal["none", "inputs", "sublayer", "block"]:
+        """``fused`` with ``auto`` resolved by the target."""
+        if self.fused != "auto":
+            return self.fused
+        return "inputs" if self.target == "compressed-tensors" else "none"
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether any level is fitted to calibration inputs."""
+        from tersor.layerwise import find_method
+
+        return any(find_method(method).needs != "nothing" for method, _ in self.expanded() + self.expanded("embeddings"))
+
+
+def parse_recipe(data: dict[str, Any], where: str = "the recipe") -> Recipe:
+    """A :class:`Recipe` from plain data.
+
+    Raises:
+        InvalidArgument: Naming the key, what was given and what is allowed.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InvalidArgument(f"{where}: {_sentence(error)}") from None
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a YAML recipe.
+
+    Raises:
+        InvalidArgument: If the file is missing, is not YAML, or holds an unknown key or a value out of range.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidArgument(f"cannot read the recipe {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"the recipe {path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise InvalidArgument(f"the recipe {path} must be a mapping with at least the key 'levels'")
+    return parse_recipe(data, f"the recipe {path}")
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "recipe"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; allowed are {', '.join(_allowed(first['loc']))}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], (dict, BaseModel)) else f" (given {first['input']!r})"
+    return f"{key}: {message}{given}"
+
+
+def _allowed(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in location[:-1]:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        model = field.annotation if field is not None else model
+    return list(getattr(model, "model_fields", Recipe.model_fields))

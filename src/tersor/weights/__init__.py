@@ -1,0 +1,40 @@
+"""What a compressed weight is: one file a representation, all of them modules whose buffers are the bytes on disk."""
+
+from tersor.weights.base import KINDS, CompressedWeight, check_matrix, check_state, weight_from_config
+from tersor.weights.dense import DenseWeight
+from tersor.weights.lowrank import LowRankWeight
+from tersor.weights.modules import (
+    CompressedConv2d,
+    CompressedEmbedding,
+    CompressedLinear,
+    compressed_layer,
+    dense_shape,
+    matrix_of,
+    set_matrix,
+)
+from tersor.weights.quantized import QuantizedWeight, round_scale
+from tersor.weights.sparse import SparseWeight
+from tersor.weights.sum import SumWeight
+from tersor.weights.zero import ZeroWeight
+
+__all__ = [
+    "KINDS",
+    "CompressedConv2d",
+    "CompressedEmbedding",
+    "CompressedLinear",
+    "CompressedWeight",
+    "DenseWeight",
+    "LowRankWeight",
+    "QuantizedWeight",
+    "SparseWeight",
+    "SumWeight",
+    "ZeroWeight",
+    "check_matrix",
+    "check_state",
+    "compressed_layer",
+    "dense_shape",
+    "matrix_of",
+    "round_scale",
+    "set_matrix",
+    "weight_from_config",
+]

@@ -1,0 +1,125 @@
+"""The kept values of a sparse weight: floats, or codes on a group grid (pruned and quantised in one)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import InvalidArgument
+from tersor.kernels.packing import gather_bits, pack_bits, packed_size, unpack_bits
+from tersor.weights.affine import AffineGrid
+from tersor.weights.checking import FLOAT_TYPES, dtype_name, read_dtype
+from tersor.weights.positions import Positions, segments
+from tersor.weights.quantized import QuantizedWeight
+
+
+class KeptValues(nn.Module, ABC):
+    """One stream of values in the order of their positions, row by row."""
+
+    kind: ClassVar[str] = ""
+
+    @abstractmethod
+    def fill(self, positions: Positions, rows: Tensor | None = None) -> Tensor:
+        """Float32 ``[rows, in_features]`` with the values at ``positions`` and zero elsewhere.
+
+        Args:
+            positions: Where the values belong.
+            rows: int64 ``[n]``, the rows wanted; all unless given.
+        """
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """A JSON-able description."""
+
+
+class FloatValues(KeptValues):
+    """Values in float16, bfloat16 or float32."""
+
+    kind = "float"
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values: Tensor
+        self.register_buffer("values", values)
+
+    @classmethod
+    def of(cls, weight: Tensor, mask: Tensor, dtype: torch.dtype) -> FloatValues:
+        """The entries of ``weight`` where ``mask`` is true.
+
+        Raises:
+            InvalidArgument: If ``dtype`` is not a storage type or a value overflows in it.
+        """
+        if dtype not in FLOAT_TYPES.values():
+            raise InvalidArgument(f"value_dtype must be one of {', '.join(FLOAT_TYPES)}, got {dtype_name(dtype)}")
+        values = weight[mask].to(dtype, copy=True)
+        if not torch.isfinite(values).all():
+            raise InvalidArgument(f"a kept value overflows in {dtype_name(dtype)}; use value_dtype=torch.bfloat16 or torch.float32")
+        return cls(values)
+
+    def fill(self, positions: Positions, rows: Tensor | None = None) -> Tensor:
+        values = self.values if rows is None else self.values[segments(positions.row_starts(), rows)]
+        return positions.place(values.float(), rows)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "dtype": dtype_name(self.values.dtype)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], shape: tuple[int, int], kept: int) -> FloatValues:
+        """Empty values."""
+        return cls(torch.empty(kept, dtype=read_dtype(config, "dtype")))
+
+
+class GridValues(KeptValues):
+    """Codes of the kept positions alone, packed in one stream, with the scales and zeros of the full grid."""
+
+    kind = "grid"
+
+    def __init__(self, grid: AffineGrid, codes: Tensor, scale: Tensor, zero: Tensor | None) -> None:
+        super().__init__()
+        self.grid = grid
+        self.codes: Tensor
+        self.scale: Tensor
+        self.zero: Tensor | None
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero)
+
+    @classmethod
+    def of(cls, weight: QuantizedWeight, mask: Tensor) -> GridValues:
+        """The codes of ``weight`` where ``mask`` is true.
+
+        Raises:
+            InvalidArgument: If the weight has an ``input_scale``.
+        """
+        if weight.input_scale is not None:
+            raise InvalidArgument("a sparse weight takes a grid without input_scale; fold it into the layer before")
+        codes = pack_bits(weight.unpacked_codes()[mask].unsqueeze(0), weight.bits).squeeze(0)
+        return cls(weight.grid, codes, weight.scale.clone(), None if weight.zero is None else weight.zero.clone())
+
+    def fill(self, positions: Positions, rows: Tensor | None = None) -> Tensor:
+        scale, zero = self.scale, self.zero
+        if rows is None:
+            kept = unpack_bits(self.codes.unsqueeze(0), self.grid.bits, positions.kept).squeeze(0)
+        else:
+            kept = gather_bits(self.codes, self.grid.bits, segments(positions.row_starts(), rows))
+            scale, zero = scale.index_select(0, rows), None if zero is None else zero.index_select(0, rows)
+        return self.grid.decode(positions.place(kept, rows), scale, zero).masked_fill_(~positions.mask(rows), 0)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind, **self.grid.config, "scale_dtype": dtype_name(self.scale.dtype)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], shape: tuple[int, int], kept: int) -> GridValues:
+        """Empty values."""
+        grid = AffineGrid.from_config(config, shape[1])
+        scale, zero = grid.empty(shape, read_dtype(config, "scale_dtype"))
+        return cls(grid, torch.empty(packed_size(kept, grid.bits), dtype=torch.uint8), scale, zero)
+
+
+VALUE_KINDS: dict[str, type[FloatValues] | type[GridValues]] = {kind.kind: kind for kind in (FloatValues, GridValues)}

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from tersor.errors import InvalidArgument
+from tersor.pipeline.recipe import load_recipe, parse_recipe
+
+
+def test_listed_options_are_one_level_a_value():
+    recipe = parse_recipe({"levels": [{"method": "gptq", "bits": [2, 3], "group_size": [32, 64]}], "budget": "1MB"})
+    assert recipe.expanded() == [
+        ("gptq", {"bits": 2, "group_size": 32}), ("gptq", {"bits": 2, "group_size": 64}),
+        ("gptq", {"bits": 3, "group_size": 32}), ("gptq", {"bits": 3, "group_size": 64}),
+    ]  # fmt: skip
+
+
+def test_duplicate_levels_are_listed_once():
+    recipe = parse_recipe({"levels": [{"method": "rtn", "bits": [3, 3]}, {"method": "rtn", "bits": 3}]})
+    assert recipe.expanded() == [("rtn", {"bits": 3})]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"levels": [{"method": "gtpq"}]}, "unknown method 'gtpq'"),
+        ({"levels": [{"method": "gptq", "bit": 3}]}, "takes no option 'bit'"),
+        ({"levels": [{"method": "gptq"}], "budgett": 3}, "unknown key 'budgett'; allowed are"),
+        ({"levels": [{"method": "gptq"}], "calibration": {"token": 3}}, "unknown key 'calibration.token'; allowed are text, tokens"),
+        ({"levels": [{"method": "gptq"}], "calibration": {"tokens": -3}}, "calibration.tokens"),
+        ({"levels": []}, "levels is empty"),
+        ({"levels": [{"method": "gptq", "bits": [2, 3]}]}, "several levels need a budget"),
+        ({"levels": [{"method": "gptq"}], "search": {"stages": [[2, 64]]}}, "one survivor"),
+        ({"levels": [{"method": "gptq"}], "search": {"method": "magic"}}, "evopress"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_mistakes_are_one_sentence_that_names_the_key(data, said):
+    with pytest.raises(InvalidArgument) as caught:
+        parse_recipe(data)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_round_trip(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("levels:\n  method: gptq\n  bits: [2, 3, 4]\nbudget: 60MB\nsearch: {generations: 5}\n")
+    recipe = load_recipe(path)
+    assert [options["bits"] for _, options in recipe.expanded()] == [2, 3, 4]
+    assert recipe.search.generations == 5
+
+
+@pytest.mark.parametrize("content", ["levels: [", "- just\n- a list\n", "\x00\x01"], ids=["broken", "list", "binary"])
+def test_what_is_not_a_recipe_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(InvalidArgument, match=r"recipe\.yaml"):
+        load_recipe(path)
+
+
+def test_a_missing_recipe_is_refused_by_name(tmp_path):
+    with pytest.raises(InvalidArgument, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")

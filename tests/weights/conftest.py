@@ -1,0 +1,154 @@
+"""One small example of every kind of weight, beside the matrix that its definition says it is.
+
+A new kind joins the contract suite by one function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from tersor.weights import CompressedWeight, DenseWeight, LowRankWeight, QuantizedWeight, SparseWeight, SumWeight, ZeroWeight
+from tersor.weights.positions import ColumnIndices
+
+Example = tuple[CompressedWeight, Tensor]
+Builder = Callable[[torch.Generator], Example]
+
+OUT, IN = 7, 24
+
+
+def grid(random: torch.Generator, bits: int, scheme: str, group: int, scaled: bool = False, shape: tuple[int, int] = (OUT, IN)) -> Example:
+    groups = shape[1] if group == -1 else group
+    codes = torch.randint(0, 2**bits, shape, generator=random, dtype=torch.uint8)
+    scale = (torch.rand(shape[0], shape[1] // groups, generator=random) + 0.1).half()
+    zero = {
+        "symmetric": None,
+        "asymmetric": torch.randint(0, 2**bits, scale.shape, generator=random),
+        "float_min": torch.randn(scale.shape, generator=random).half(),
+    }[scheme]
+    columns = torch.rand(shape[1], generator=random).half() + 0.5 if scaled else None
+    weight = QuantizedWeight(codes, scale, zero, bits=bits, scheme=scheme, group_size=group, input_scale=columns)
+    step = scale.float().repeat_interleave(groups, 1)
+    q = codes.float()
+    if scheme == "symmetric":
+        dense = step * (2 * q - 1) if bits == 1 else step * (q - 2 ** (bits - 1))
+    else:
+        offset = zero.float().repeat_interleave(groups, 1)
+        dense = step * (q - offset) if scheme == "asymmetric" else step * q + offset
+    return weight, dense if columns is None else dense * columns.float()
+
+
+def mask_of(random: torch.Generator, keep_n: int, of_m: int, shape: tuple[int, int] = (OUT, IN)) -> Tensor:
+    order = torch.rand(shape[0], shape[1] // of_m, of_m, generator=random).argsort(-1)
+    return (order < keep_n).reshape(shape)
+
+
+def sparse_float(random: torch.Generator, density: float, dtype: torch.dtype) -> Example:
+    values = torch.randn(OUT, IN, generator=random).to(dtype).float()
+    mask = torch.rand(OUT, IN, generator=random) < density
+    return SparseWeight.from_dense(values, mask, dtype), values * mask
+
+
+def sparse_pattern(random: torch.Generator, keep_n: int, of_m: int) -> Example:
+    values = torch.randn(OUT, IN, generator=random).half().float()
+    mask = mask_of(random, keep_n, of_m)
+    return SparseWeight.from_dense(values, mask, keep_n=keep_n, of_m=of_m), values * mask
+
+
+def sparse_grid(random: torch.Generator, bits: int, scheme: str, pattern: tuple[int, int] | None, density: float = 0.5) -> Example:
+    weight, dense = grid(random, bits, scheme, 8)
+    assert isinstance(weight, QuantizedWeight)
+    if pattern is None:
+        mask = torch.rand(OUT, IN, generator=random) < density
+        return SparseWeight.from_quantized(weight, mask), dense * mask
+    mask = mask_of(random, *pattern)
+    return SparseWeight.from_quantized(weight, mask, keep_n=pattern[0], of_m=pattern[1]), dense * mask
+
+
+def sparse_columns(example: Example) -> Example:
+    """The same weight with column indices, which only sparser and larger masks choose by themselves."""
+    weight, dense = example
+    assert isinstance(weight, SparseWeight)
+    return SparseWeight(ColumnIndices.of(weight.mask()), weight.values), dense
+
+
+def low_rank(random: torch.Generator, dtype: torch.dtype) -> Example:
+    left, right = torch.randn(OUT, 3, generator=random).to(dtype), torch.randn(3, IN, generator=random).to(dtype)
+    return LowRankWeight(left, right), left.float() @ right.float()
+
+
+def quantised_factors(random: torch.Generator) -> Example:
+    left, left_dense = grid(random, 8, "symmetric", -1, shape=(OUT, 4))
+    right, right_dense = grid(random, 4, "asymmetric", 6, shape=(4, IN))
+    return LowRankWeight(left, right), left_dense @ right_dense
+
+
+def sum_of_everything(random: torch.Generator) -> Example:
+    parts = [grid(random, 3, "asymmetric", 8), quantised_factors(random), sparse_float(random, 0.05, torch.float16), nested_sum(random)]
+    return SumWeight([weight for weight, _ in parts]), sum(dense for _, dense in parts[1:]) + parts[0][1]
+
+
+def nested_sum(random: torch.Generator) -> Example:
+    (body, first), (more, second) = grid(random, 2, "symmetric", 12), sparse_grid(random, 4, "symmetric", (2, 4))
+    return SumWeight([body, more]), first + second
+
+
+def plain(random: torch.Generator, dtype: torch.dtype) -> Example:
+    values = torch.randn(OUT, IN, generator=random).to(dtype)
+    return DenseWeight(values), values.float()
+
+
+EXAMPLES: dict[str, Builder] = {
+    **{
+        f"{bits}bit-{scheme}-{group}": lambda random, b=bits, s=scheme, g=group: grid(random, b, s, g)
+        for bits, (scheme, group) in product(range(1, 9), (("symmetric", 8), ("asymmetric", -1), ("float_min", 3)))
+    },
+    "4bit-asymmetric-8-input_scale": lambda random: grid(random, 4, "asymmetric", 8, scaled=True),
+    **{
+        f"sparse-{name}-{density}": lambda random, d=density, t=dtype: sparse_float(random, d, t)
+        for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16), ("float32", torch.float32))
+        for density in (0.5, 0.02, 0.0, 1.1)
+    },
+    **{
+        f"sparse-{n}:{m}": lambda random, n=n, m=m: sparse_pattern(random, n, m)
+        for n, m in ((2, 4), (1, 2), (1, 4), (4, 8), (3, 6), (6, 12))
+    },
+    **{
+        f"sparse-{bits}bit-{scheme}-{'unstructured' if pattern is None else f'{pattern[0]}:{pattern[1]}'}":
+            lambda random, b=bits, s=scheme, p=pattern: sparse_grid(random, b, s, p)
+        for bits, scheme, pattern in product((1, 3, 4, 8), ("symmetric", "asymmetric", "float_min"), (None, (2, 4)))
+    },
+    "sparse-float16-columns": lambda random: sparse_columns(sparse_float(random, 0.3, torch.float16)),
+    "sparse-4bit-columns": lambda random: sparse_columns(sparse_grid(random, 4, "asymmetric", None)),
+    "sparse-float16-columns-empty": lambda random: sparse_columns(sparse_float(random, 0.0, torch.float16)),
+    "lowrank-float32": lambda random: low_rank(random, torch.float32),
+    "lowrank-bfloat16": lambda random: low_rank(random, torch.bfloat16),
+    "lowrank-quantised": quantised_factors,
+    "sum": sum_of_everything,
+    "sum-nested": nested_sum,
+    "dense-float32": lambda random: plain(random, torch.float32),
+    "dense-bfloat16": lambda random: plain(random, torch.bfloat16),
+    "zero": lambda random: (ZeroWeight((OUT, IN)), torch.zeros(OUT, IN)),
+}
+
+
+@pytest.fixture
+def random() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(params=list(EXAMPLES))
+def example(request: pytest.FixtureRequest, random: torch.Generator) -> Example:
+    """A weight and the float32 matrix that it stands for by definition."""
+    return EXAMPLES[request.param](random)
+
+
+@pytest.fixture(scope="session")
+def example_kinds() -> set[str]:
+    """The kinds among the examples, nested ones included."""
+    weights = [build(torch.Generator().manual_seed(0))[0] for build in EXAMPLES.values()]
+    return {part.kind for weight in weights for part in weight.modules() if isinstance(part, CompressedWeight)}
