@@ -36,6 +36,10 @@ def test_low_rank_multiplies_through_the_factors_and_never_forms_the_product(mon
     torch.testing.assert_close(weight(torch.eye(50)).T, expected)
 
 
+def test_dense_stores_rows_whatever_was_given():
+    assert DenseWeight(torch.ones(3, 5).T).values.is_contiguous()
+
+
 def test_names_of_nested_buffers_are_paths():
     weight = SumWeight([quantized(4, 6), LowRankWeight(quantized(4, 2), torch.ones(2, 6))])
     names = {"parts.0.codes", "parts.0.scale", "parts.1.left.codes", "parts.1.left.scale", "parts.1.right.values"}

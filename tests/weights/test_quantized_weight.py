@@ -96,6 +96,16 @@ def test_constructor_copies_its_arguments():
     assert torch.equal(weight.dense(), before)
 
 
+def test_what_is_stored_is_contiguous_whatever_was_given():
+    random = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (12, 4), generator=random, dtype=torch.uint8).T
+    scale, zero = torch.rand(3, 4, generator=random).half().T, torch.rand(3, 4, generator=random).half().T
+    weight = build(codes=codes, scale=scale, zero=zero, scheme="float_min", input_scale=torch.rand(24, generator=random)[::2] + 0.5)
+    assert all(buffer.is_contiguous() for buffer in weight.buffers())
+    x = torch.randn(1, 12, generator=random)
+    torch.testing.assert_close(weight(x), x @ weight.dense().T)
+
+
 def test_gradients_of_the_arguments_are_dropped():
     weight = build(scale=SCALE.clone().requires_grad_(), input_scale=torch.ones(12, requires_grad=True))
     assert not weight.dense().requires_grad

@@ -112,7 +112,7 @@ def evopress(
     stage_pairs = _stage_pairs(stages)
     start = [int(choice) for choice in initial] if initial is not None and not isinstance(initial, str) else initial
     first_tokens = stage_pairs[0][1] if initial_tokens is None else initial_tokens
-    settings = _Settings(offspring, stage_pairs, seed, groups, start, initial_candidates, first_tokens, max_switches)
+    settings = _Settings(offspring, stage_pairs, int(seed), groups, start, initial_candidates, first_tokens, max_switches)
     if generations < 0 or (patience is not None and patience < 1):
         raise InvalidArgument(f"generations must not be negative and patience at least 1, not {generations} and {patience}")
     check_tokens(fitness, max(first_tokens, *(tokens for _, tokens in stage_pairs)))

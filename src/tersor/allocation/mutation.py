@@ -105,7 +105,7 @@ class Mutator:
         movable = np.flatnonzero(levels[group] + 1 < self.menus.lengths[group] if direction > 0 else levels[group] > 0)
         if not movable.size:
             return False
-        member = int(_pick(movable, rng))
+        member = _pick(movable, rng)
         unit = int(group[member])
         target = self._target(levels, unit, direction, rng)
         extra = self.menus.costs[unit, target] - self.menus.costs[unit, levels[unit]]
@@ -138,12 +138,14 @@ class Mutator:
                 inside = levels + 1 < self.menus.lengths if direction > 0 else levels > 0
                 movable = np.flatnonzero(inside & ~(lowered if direction > 0 else raised))
                 if movable.size:
-                    unit = int(_pick(movable, rng))
+                    unit = _pick(movable, rng)
                     levels[unit] = self._target(levels, unit, int(direction), rng)
                     (raised if direction > 0 else lowered)[unit] = True
         if not self._repair(levels, raised, lowered, rng):
             return False
         self._spend(levels, lowered, rng)
+        # Where nobody else can use what lowering freed, some of the lowered take it back: an exact count of dropped units stays exact.
+        self._spend(levels, np.zeros_like(lowered), rng)
         return True
 
     def _target(self, levels: Ints, unit: int, direction: int, rng: np.random.Generator) -> int:
@@ -172,7 +174,7 @@ class Mutator:
                 loss = np.maximum(menus.errors[rows, target] - menus.errors[rows, levels], 0)[legal]
                 unit = int(legal[np.argmin((loss / saved + TINY) * noise[legal])])
             else:
-                unit = int(_pick(legal, rng))
+                unit = _pick(legal, rng)
             levels[unit] = target[unit]
             lowered[unit] = True
         return False
@@ -195,12 +197,12 @@ class Mutator:
                 gain = (menus.errors[rows, levels] - menus.errors[rows, target])[legal]
                 unit = int(legal[np.argmax((gain / extra[legal] + TINY) * noise[legal])])
             else:
-                unit = int(_pick(legal, rng))
+                unit = _pick(legal, rng)
             levels[unit] = target[unit]
 
 
-def _pick(options: Ints, rng: np.random.Generator) -> np.int64:
-    return options[rng.integers(len(options))]  # type: ignore[no-any-return]
+def _pick(options: Ints, rng: np.random.Generator) -> int:
+    return int(options[rng.integers(len(options))])
 
 
 def _equal_tables(menus: Menus) -> Ints:

@@ -95,7 +95,7 @@ class Problem:
     @property
     def smallest_cost(self) -> int:
         """Total when every unit (or fused group) takes its cheapest choice."""
-        return sum(min(costs) for costs, _ in self._groups().values())
+        return int(sum(min(costs) for costs, _ in self._groups().values()))
 
     @property
     def digest(self) -> str:
@@ -123,7 +123,7 @@ class Problem:
 
     def cost(self, choices: Sequence[int]) -> int:
         """Total cost of ``choices``."""
-        return sum(unit.costs[choice] for unit, choice in zip(self.units, choices, strict=True))
+        return int(sum(unit.costs[choice] for unit, choice in zip(self.units, choices, strict=True)))
 
     def error(self, choices: Sequence[int]) -> float:
         """Sum of the additive errors of ``choices``."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tersor.allocation.problem import Choices, Problem
-from tersor.errors import CorruptFile, InvalidArgument, TersorError
+from tersor.errors import CorruptFile, InvalidArgument
+from tersor.files import write_json
 
 FORMAT = 1
 
@@ -47,16 +47,7 @@ class SearchState:
         Raises:
             TersorError: If the file cannot be written.
         """
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump({"format": FORMAT, **asdict(self)}, file, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise TersorError(f"cannot write the search state {path}: {error.strerror}") from None
+        write_json(path, {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, path: Path, problem: Problem, settings: dict[str, Any]) -> SearchState | None:

@@ -25,7 +25,7 @@ FLOAT32, BFLOAT16, FLOAT16 = range(3)
 
 # Slots of the argument block that the threads of a team share, after those of `launch`.
 CODES, SCALE, SCALE_KIND, ZERO, SCHEME, Y, Y_KIND, M, N, K, GROUP, GROUPS, CHUNKS, LAID, SUMS, INDEX, BASE = range(4, 21)
-_SLOTS = 21
+SLOTS = 21
 
 
 @njit
@@ -48,28 +48,28 @@ def _floats(address, kind, end, spare):
 
 
 @njit(inline="always")
-def _write_grid(a, row, bits, scales, offsets, spare):
-    """Write scale and offset of each group of ``row``, so that a weight is ``scale * decoded + offset``."""
+def _write_grid(a, row, bits, levels, lead, scales, offsets, spare):
+    """Write scale and offset of each group of ``row``: a weight is ``scale * (lead + code / levels) + offset``."""
     kind, scheme, groups = a[SCALE_KIND], a[SCHEME], a[GROUPS]
     item = 2 if kind == FLOAT16 else 4
     start, size = row * groups * item, a[N] * groups * item
     width = (groups * bits + 7) >> 3
-    levels, minus = simd.splat(np.float32(1 << bits)), simd.splat(np.float32(-1))
-    middle = simd.splat(np.float32(-(1 << bits) - (1 << (bits - 1)) + (0.5 if bits == 1 else 0)))
+    factor, minus_lead = simd.splat(np.float32(levels)), simd.splat(np.float32(-lead))
+    minus, middle = simd.splat(np.float32(-1)), simd.splat(np.float32(-(1 << (bits - 1)) + (0.5 if bits == 1 else 0)))
     for g in range(0, groups, 16):
         step = _floats(a[SCALE] + start + g * item, kind, a[SCALE] + size, spare)
-        if bits == 1 and scheme == SYMMETRIC:
-            step = simd.add(step, step)
-        scale = simd.mul(step, levels)
         if scheme == ASYMMETRIC:
             packed = _guarded(a[ZERO] + row * width + (g * bits >> 3), 0, 1, 2 * bits, a[ZERO] + a[N] * width, spare)[0]
-            offset = simd.mul(simd.mul(step, minus), simd.add(simd.load_codes(packed, bits), levels))
+            first = simd.mul(simd.mul(step, minus), simd.load_codes(packed, bits))
         elif scheme == FLOAT_MIN:
-            offset = simd.fma(scale, minus, _floats(a[ZERO] + start + g * item, kind, a[ZERO] + size, spare))
+            first = _floats(a[ZERO] + start + g * item, kind, a[ZERO] + size, spare)
         else:
-            offset = simd.mul(step, middle)
+            if bits == 1:
+                step = simd.add(step, step)
+            first = simd.mul(step, middle)
+        scale = simd.mul(step, factor)
         simd.store(scales + 4 * g, scale)
-        simd.store(offsets + 4 * g, offset)
+        simd.store(offsets + 4 * g, simd.fma(scale, minus_lead, first))
 
 
 @njit
@@ -122,63 +122,144 @@ def _products(a, block, row, step, end, bits, rows, batch, tables, spare):
 
 
 @njit
-def _write(a, m, n, value):
-    if m < a[M]:
-        if a[Y_KIND] == BFLOAT16:
-            simd.write_bfloat(a[Y] + 2 * (m * a[N] + n), value)
-        else:
-            simd.write_float(a[Y] + 4 * (m * a[N] + n), value)
+def _write_totals(a, n, m, rows, batch, totals):
+    for j in range(min(batch, a[M] - m)):
+        for i in range(rows):
+            at, value = (m + j) * a[N] + n + i, simd.read_float(totals + 4 * (i * batch + j))
+            if a[Y_KIND] == BFLOAT16:
+                simd.write_bfloat(a[Y] + 2 * at, value)
+            else:
+                simd.write_float(a[Y] + 4 * at, value)
 
 
 @cache
-def vector_body(bits: int) -> Any:
-    """The C function for one row of x: four packed rows at a time, because loads of x, not arithmetic, would bound a single one."""
+def product_body(bits: int, rows: int, batch: int) -> Any:
+    """The C function that multiplies tiles of ``rows`` packed rows with ``batch`` rows of x.
+
+    Even for one row of x several packed rows go together, because loads of x, not arithmetic, would bound a single one.
+    """
     salt = SALT
 
     def body(data):
         salt  # noqa: B018
-        a = carray(simd.pointer(data), 21)
+        a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
-        table = 8 * (a[GROUPS] + 16)
-        room = np.empty(4 * 64 + 4 * table, np.uint8)
+        table, width = 8 * (a[GROUPS] + 16), (a[K] * bits + 7) >> 3
+        room = np.empty(rows * (64 + table) + 4 * rows * batch, np.uint8)
         spare = np.int64(room.ctypes.data)
-        tables = spare + 4 * 64
-        width = (a[K] * bits + 7) >> 3
-        for block in range(start, stop):
-            n = min(4 * block, a[N] - 4) if a[N] >= 4 else block
-            step = width if a[N] >= 4 else 0
-            for r in range(4):
-                _write_grid(a, n + (r if step else 0), bits, tables + r * table, tables + r * table + (table >> 1), spare)
-            made = _products(a, 0, a[CODES] + n * width, step, a[CODES] + a[N] * width, bits, 4, 1, tables, spare)
-            _write(a, 0, n, simd.total(made, 0))
-            if step:
-                _write(a, 0, n + 1, simd.total(made, 1))
-                _write(a, 0, n + 2, simd.total(made, 2))
-                _write(a, 0, n + 3, simd.total(made, 3))
+        tables = spare + 64 * rows
+        totals = tables + rows * table
+        for tile in range(start, stop):
+            # A matrix of fewer rows than a tile is taken row by row, each repeated; else the last tile overlaps the one before it.
+            n, step = (min(rows * tile, a[N] - rows), 1) if a[N] >= rows else (tile, 0)
+            for i in range(rows):
+                _write_grid(a, n + i * step, bits, 1 << bits, 1, tables + i * table, tables + i * table + (table >> 1), spare)
+            for m in range(0, a[M], batch):
+                row = a[CODES] + n * width
+                made = _products(a, m // batch, row, step * width, a[CODES] + a[N] * width, bits, rows, batch, tables, spare)
+                simd.store_totals(totals, made)
+                _write_totals(a, n, m, rows if step else 1, batch, totals)
         room[0] = 0  # numba frees an array after its last use by name
 
     return compile_body(body)
 
 
 @cache
-def product_entry() -> Any:
-    """What Python calls: lay the activations out, then start the team."""
+def dequantise_body(bits: int) -> Any:
+    """The C function that writes its share of the rows as float32 or bfloat16, in order."""
+    salt = SALT
 
-    def entry(x, x_kind, codes, scale, scale_kind, zero, scheme, y, m, n, k, group, per_lane, batch, body, launcher, thread, team, threads):
+    def body(data):
+        salt  # noqa: B018
+        a = carray(simd.pointer(data), SLOTS)
+        start, stop = share(data)
+        k, group, bfloat, table, width = a[K], a[GROUP], a[Y_KIND] == BFLOAT16, 4 * (a[GROUPS] + 16), (a[K] * bits + 7) >> 3
+        room = np.empty(64 + 2 * table + 4 * (k + 16), np.uint8)
+        spare = np.int64(room.ctypes.data)
+        scales = spare + 64
+        codes = scales + 2 * table
+        whole = k % 16 == 0 and group % 16 == 0
+        one, none = simd.splat(np.float32(1)), simd.zeros(1, 1)
+        for n in range(start, stop):
+            _write_grid(a, n, bits, 1, 0, scales, scales + table, spare)
+            row, y = a[CODES] + n * width, a[Y] + (n - a[FIRST]) * k * (2 if bfloat else 4)
+            scale, offset = one, none
+            for i in range(0, k, 16):
+                if whole:
+                    g = 4 * (i // group)
+                    scale, offset = simd.splat(simd.read_float(scales + g)), simd.splat(simd.read_float(scales + table + g))
+                packed = _guarded(row + (i * bits >> 3), 0, 1, 2 * bits, a[CODES] + a[N] * width, spare)[0]
+                value = simd.fma(scale, simd.load_codes(packed, bits), offset)
+                if whole and bfloat:
+                    simd.store_bfloat(y + 2 * i, value)
+                else:
+                    simd.store(y + 4 * i if whole else codes + 4 * i, value)
+            if not whole:
+                _write_groups(a, scales, scales + table, codes, y)
+        room[0] = 0  # numba frees an array after its last use by name
+
+    return compile_body(body)
+
+
+@njit
+def _write_groups(a, scales, offsets, codes, y):
+    """Finish a row whose groups do not begin on multiples of sixteen."""
+    i = 0
+    for g in range(a[GROUPS]):
+        scale, offset = simd.read_float(scales + 4 * g), simd.read_float(offsets + 4 * g)
+        for _ in range(a[GROUP]):
+            value = scale * simd.read_float(codes + 4 * i) + offset
+            if a[Y_KIND] == BFLOAT16:
+                simd.write_bfloat(y + 2 * i, value)
+            else:
+                simd.write_float(y + 4 * i, value)
+            i += 1
+
+
+@njit
+def _describe(data, codes, scale, scale_kind, zero, scheme, y, y_kind, n, k, group):
+    data[CODES], data[SCALE], data[SCALE_KIND], data[ZERO], data[SCHEME] = codes, scale, scale_kind, zero, scheme
+    data[Y], data[Y_KIND], data[N], data[K], data[GROUP], data[GROUPS] = y, y_kind, n, k, group, k // group
+
+
+@cache
+def product_entry() -> Any:
+    """What Python calls for a product: lay the activations out, then start the team."""
+    salt = SALT
+
+    def entry(
+        codes, scale, scale_kind, zero, scheme, y, kind, n, k, group, x, m, per_lane, rows, batch, body, launcher, thread, team, threads
+    ):
+        salt  # noqa: B018
         chunks = (k + 16 * per_lane - 1) // (16 * per_lane)
         padded = (m + batch - 1) // batch * batch
-        data = np.empty(21, np.int64)
+        data = np.empty(SLOTS, np.int64)
         scratch = np.zeros(64 + (padded * (per_lane + 1) * 64 + 24) * chunks, np.uint8)
-        laid = (np.int64(scratch.ctypes.data) + 63) & ~63
-        data[FIRST], data[LAST] = 0, (n + 3) // 4 if n >= 4 else n
-        data[CODES], data[SCALE], data[SCALE_KIND], data[ZERO], data[SCHEME] = codes, scale, scale_kind, zero, scheme
-        data[Y], data[Y_KIND], data[M], data[N], data[K], data[GROUP] = y, x_kind, m, n, k, group
-        data[GROUPS], data[CHUNKS] = k // group, chunks
-        data[LAID], data[SUMS] = laid, laid + padded * chunks * per_lane * 64
+        _describe(data, codes, scale, scale_kind, zero, scheme, y, kind, n, k, group)
+        data[FIRST], data[LAST] = 0, (n + rows - 1) // rows if n >= rows else n
+        data[M], data[CHUNKS] = m, chunks
+        data[LAID] = (np.int64(scratch.ctypes.data) + 63) & ~63
+        data[SUMS] = data[LAID] + padded * chunks * per_lane * 64
         data[INDEX] = data[SUMS] + padded * chunks * 64
         data[BASE] = data[INDEX] + chunks * 16
-        _lay_out(data, x, x_kind, per_lane, batch)
+        _lay_out(data, x, kind, per_lane, batch)
         launch(body, np.int64(data.ctypes.data), launcher, thread, team, threads)
         data[0] = scratch[0] = 0  # numba frees an array after its last use by name
 
-    return compile_entry(19)(entry)
+    return compile_entry(20)(entry)
+
+
+@cache
+def dequantise_entry() -> Any:
+    """What Python calls to write the rows ``first`` to ``last``."""
+    salt = SALT
+
+    def entry(codes, scale, scale_kind, zero, scheme, y, kind, n, k, group, first, last, body, launcher, thread, team, threads):
+        salt  # noqa: B018
+        data = np.empty(SLOTS, np.int64)
+        _describe(data, codes, scale, scale_kind, zero, scheme, y, kind, n, k, group)
+        data[FIRST], data[LAST] = first, last
+        launch(body, np.int64(data.ctypes.data), launcher, thread, team, threads)
+        data[0] = 0  # numba frees an array after its last use by name
+
+    return compile_entry(17)(entry)

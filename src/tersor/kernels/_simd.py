@@ -187,14 +187,14 @@ def add_scaled(context: Any, builder: Any, a: Any, b: Any, c: Any) -> Any:
     return [_call(builder, "llvm.fma.v16f32", a[i // width], b[i], c[i]) for i in range(len(c))]
 
 
-@_operation(lambda tile, i: types.float32)
-def total(context: Any, builder: Any, tile: Any, i: int) -> Any:
-    """The sum of the lanes of vector ``i``, always as the same tree, so that it is the same on every call."""
-    v = tile[i]
-    for half in (8, 4, 2, 1):
-        low, high = (ir.Constant(ir.VectorType(_I32, half), list(range(start, start + half))) for start in (0, half))
-        v = builder.fadd(builder.shuffle_vector(v, v, low), builder.shuffle_vector(v, v, high))
-    return builder.extract_element(v, _I32(0))
+@_operation(_fixed(types.void))
+def store_totals(context: Any, builder: Any, address: Any, tile: Any) -> None:
+    """Write the sum of the lanes of each vector as one float32; always the same tree, so that it is the same on every call."""
+    for i, vector in enumerate(tile):
+        for half in (8, 4, 2, 1):
+            low, high = (ir.Constant(ir.VectorType(_I32, half), list(range(start, start + half))) for start in (0, half))
+            vector = builder.fadd(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
+        _write(builder, builder.add(address, _I64(4 * i)), builder.extract_element(vector, _I32(0)))
 
 
 @_operation(lambda address, n: _floats(n))

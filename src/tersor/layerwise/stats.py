@@ -13,7 +13,7 @@ from tersor.weights.base import CompressedWeight
 
 @dataclass(frozen=True)
 class LayerStats:
-    """Calibration statistics of the inputs ``x`` (one row a token) of a linear layer.
+    """Calibration statistics of the inputs ``x`` (one row a token) of a linear layer. Layers that read the same input share one object.
 
     Attributes:
         hessian: ``X^T X / n_tokens``, float64, ``[in_features, in_features]``. Damping is the methods' business.
@@ -21,6 +21,7 @@ class LayerStats:
         mean: ``mean x_j``, float64, ``[in_features]``.
         n_tokens: Rows seen.
         gradient: Mean squared gradient of the loss by the weight, ``[out_features, in_features]``, if it was collected.
+        cache: Factorisations of the hessian, kept because many levels and sibling layers need the same one.
     """
 
     hessian: Tensor
@@ -28,6 +29,7 @@ class LayerStats:
     mean: Tensor
     n_tokens: int
     gradient: Tensor | None = None
+    cache: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def in_features(self) -> int:

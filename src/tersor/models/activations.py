@@ -170,6 +170,8 @@ class Observer:
         mask = self._mask
         if mask is None or bool(mask.all()):
             return None
+        if inputs.ndim == 2 and inputs.shape[0] == mask.shape[0] != mask.numel():
+            return None  # A pooler: one row a sequence, and no sequence is padding alone.
         if math.prod(inputs.shape[:-1]) != mask.numel() or (inputs.ndim > 2 and inputs.shape[:-1] != mask.shape):
             raise InvalidArgument(f"layer {name} sees inputs of shape {tuple(inputs.shape)}, where padding cannot be told; use sequences of one length")
         return mask

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +60,14 @@ def sample_tokens(model: Model, start: Tensor, n_new: int, *, temperature: float
         raise InvalidArgument(f"temperature must be at least 0 and the number of tokens at least 1, got {temperature} and {n_new}")
     if start.shape[1] + n_new > model.max_context:
         raise InvalidArgument(f"{start.shape[1]} tokens and {n_new} new ones exceed the context of {model.max_context}")
+    options = _forward_options(model.module)
     seen, inputs, cache = start, start, None
     for _ in range(n_new):
         # No decorator on a generator: the mode would stay on in the caller between two columns.
         with torch.inference_mode():
-            output = model.module(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            output = model.module(input_ids=inputs, use_cache=True, **options(cache))
             column = _draw(output.logits[:, -1].float(), temperature, generator)
-            cache = getattr(output, "past_key_values", None)
+            cache = _cache_in(output)
             seen = torch.cat([seen, column[:, None]], 1)
             inputs = seen if cache is None else column[:, None]
         yield column
@@ -73,6 +76,20 @@ def sample_tokens(model: Model, start: Tensor, n_new: int, *, temperature: float
 def _can_write(module: nn.Module) -> bool:
     can_generate = getattr(module, "can_generate", None)
     return bool(can_generate is not None and can_generate()) and not getattr(module.config, "is_encoder_decoder", False)
+
+
+def _forward_options(module: nn.Module) -> Callable[[Any], dict[str, Any]]:
+    """The keywords of a decoding step given its cache; the argument's name differs between architectures and releases."""
+    parameters = inspect.signature(module.forward).parameters
+    cache_name = next((name for name in ("cache", "past_key_values") if name in parameters), None)
+    fixed = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+    return lambda cache: fixed if cache is None or cache_name is None else {**fixed, cache_name: cache}
+
+
+def _cache_in(output: Any) -> Any | None:
+    from transformers import Cache
+
+    return next((value for value in output.values() if isinstance(value, Cache)), None)
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:

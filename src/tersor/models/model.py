@@ -36,6 +36,7 @@ class Model:
 
     Attributes:
         provenance: Plain JSON values on how the model was made; saved with it, not part of what it computes.
+        report: What :func:`tersor.compress` measured while it made the model, ``None`` for any other; not saved with it.
 
     Example:
         >>> import torch, transformers
@@ -53,6 +54,7 @@ class Model:
         self.tokenizer = tokenizer
         self.name = name
         self.provenance: dict[str, Any] = {}
+        self.report: Any = None
 
     @property
     def config(self) -> Any:

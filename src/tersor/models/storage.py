@@ -23,6 +23,8 @@ from tersor.weights.modules import CompressedEmbedding, CompressedLinear
 
 FORMAT = 1
 TENSORS, DESCRIPTION, CONFIG = "model.safetensors", "tersor.json", "config.json"
+# What tersor.compress keeps in its output folder while it works; the finished model goes beside it.
+_RUN_STATE = Path("run", "job.json")
 _DENSE_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -31,7 +33,7 @@ def save(model: Model, path: str | Path, dense_dtype: str = "auto") -> None:
 
     Args:
         model: Compressed or not.
-        path: A folder that does not exist, is empty, or was written by tersor before.
+        path: A folder that does not exist, is empty, or is tersor's own: an earlier model or a run directory.
         dense_dtype: Type of what is not compressed: ``"float32"``, ``"float16"``, ``"bfloat16"``, or ``"auto"``, for each tensor
             the smallest of them that holds it exactly. Loading gives float32 in every case.
 
@@ -42,8 +44,10 @@ def save(model: Model, path: str | Path, dense_dtype: str = "auto") -> None:
     target = Path(path)
     check_target(target)
     tensors = stored_tensors(model, dense_dtype)
-    work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    work = target.absolute().with_name(f".{target.name}.saving")
     try:
+        # Left by a process that was killed while it saved.
+        shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         _write_files(model, tensors, work)
         _move(work, target)
@@ -57,9 +61,9 @@ def check_target(target: Path) -> None:
     """Refuse an output folder that holds something which tersor did not write.
 
     Raises:
-        InvalidArgument: If ``target`` is a file or a non-empty folder without ``tersor.json``.
+        InvalidArgument: If ``target`` is a file, or a non-empty folder that is neither a saved model nor a run directory.
     """
-    if target.is_dir() and (target / DESCRIPTION).is_file():
+    if any((target / file).is_file() for file in (DESCRIPTION, _RUN_STATE)):
         return
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InvalidArgument(f"{target} exists and was not written by tersor; name a new folder or empty it")
@@ -165,6 +169,6 @@ def _move(work: Path, target: Path) -> None:
         work.replace(target)
         return
     # An earlier model: without its description it cannot be taken for a whole one while files are exchanged.
-    (target / DESCRIPTION).unlink()
+    (target / DESCRIPTION).unlink(missing_ok=True)
     for file in sorted(work.iterdir(), key=lambda file: file.name == DESCRIPTION):
         file.replace(target / file.name)

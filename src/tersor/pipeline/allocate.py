@@ -19,8 +19,6 @@ from tersor.weights.zero import ZeroWeight
 if TYPE_CHECKING:
     from tersor.allocation.problem import Choices, Fitness
 
-ENTRY = 96  # bytes of a safetensors header entry beyond the tensor's name: type, shape and offsets, rounded up
-
 
 @dataclass(frozen=True)
 class Menu:
@@ -47,8 +45,9 @@ class Menu:
 
         layers = tuple(plan.choices)
         levels = tuple(tuple(database.levels(name)) for name in layers)
+        digits = len(str(sum(max(level.nbytes for level in menu) for menu in levels)))
         costs = tuple(
-            tuple(level.nbytes + sum(len(name) + len(tensor) + ENTRY for tensor in database.tensor_names(name, index)) for index, level in enumerate(menu))
+            tuple(level.nbytes + database.header_bytes(name, index, digits) for index, level in enumerate(menu))
             for name, menu in zip(layers, levels, strict=True)
         )
         shapes = [model.shape(name) for name in layers]

@@ -168,6 +168,14 @@ class Job:
         fitness = self.fitness if measured and chosen.method in ("evopress", "random") else None
         return fill_up(problem, allocate(problem, chosen, fitness, state or self.run.search_state, self.progress))
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """Candidates and tokens judged so far, blocks run and blocks that prefix reuse saved; empty without a measured search."""
+        judge = self.__dict__.get("judge")
+        if judge is None:
+            return {}
+        return {"evaluations": judge.evaluations, "tokens_judged": judge.tokens_judged, "blocks_run": judge.blocks_run, "blocks_skipped": judge.blocks_skipped}
+
     def uniform(self, budget: int) -> Choices:
         """The same level everywhere: the largest that fits ``budget``."""
         return ALLOCATORS["uniform"](self.problem(budget)).choices
@@ -190,7 +198,7 @@ def run_job(
     confirm: Callable[[str], None] | None,
 ) -> Model:
     """Carry out ``recipe`` on ``model`` in ``folder`` and report; see :func:`tersor.compress`."""
-    from tersor.pipeline.files import write_json
+    from tersor.files import write_json
     from tersor.pipeline.progress import Timed
     from tersor.pipeline.reporting import make_report
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import CorruptFile
-from tersor.pipeline.files import write_atomically
+from tersor.files import write_atomically
 from tersor.weights import CompressedWeight, weight_from_config
 from tersor.weights.base import check_state
 
@@ -100,10 +100,15 @@ class LevelDatabase:
         """The levels of ``layer``, in the order they were written."""
         return [Level(**record["level"]) for record in self._header(layer)[0]]
 
-    def tensor_names(self, layer: str, index: int) -> list[str]:
-        """Names of the buffers that a level stores."""
+    def header_bytes(self, layer: str, index: int, digits: int) -> int:
+        """Bytes that a level takes in the header of a safetensors file whose offsets have up to ``digits`` digits."""
         prefix = f"{index}/"
-        return [name.removeprefix(prefix) for name in self._header(layer)[1] if name.startswith(prefix)]
+        entries = {
+            f"{layer}.weight.{name.removeprefix(prefix)}": {"dtype": tensor["dtype"], "shape": tensor["shape"], "data_offsets": [10**digits - 1] * 2}
+            for name, tensor in self._header(layer)[1].items()
+            if name.startswith(prefix)
+        }
+        return len(json.dumps(entries, separators=(",", ":"))) - 1 if entries else 0  # the braces are the file's, a comma is ours
 
     def weight(self, layer: str, index: int) -> CompressedWeight:
         """The compressed weight of one level, read from disk.

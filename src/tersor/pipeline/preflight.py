@@ -118,9 +118,11 @@ def _memory(model: Model, plan: Plan, recipe: Recipe) -> int:
 
 @torch.inference_mode()
 def _seconds(model: Model, plan: Plan, recipe: Recipe) -> float:
-    probe = min(64, model.max_context)
+    probe = min(256, model.max_context)
+    tokens = torch.zeros(1, probe, dtype=torch.long)
+    model.module(tokens)  # the first pass also pays for set-up
     began = time.perf_counter()
-    model.module(torch.zeros(1, probe, dtype=torch.long))
+    model.module(tokens)
     per_token = (time.perf_counter() - began) / probe
     fit = recipe.needs_inputs
     walked = 2.5 * (recipe.calibration.tokens + recipe.calibration.held_out) * fit

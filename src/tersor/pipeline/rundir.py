@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor.errors import CorruptFile, InvalidArgument, TersorError
-from tersor.pipeline.files import write_json
+from tersor.files import write_json
 
 FORMAT = 1
 _OURS = {"run", "model.safetensors", "tersor.json", "config.json", "report.json", "report.html"}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tersor.errors import InvalidArgument
 from tersor.models import Model
-from tersor.pipeline.files import write_atomically
+from tersor.files import write_atomically
 from tersor.pipeline.recipe import Recipe
 from tersor.pipeline.rundir import digest
 

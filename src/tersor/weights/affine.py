@@ -75,7 +75,7 @@ class AffineGrid:
         expected = (shape[0], shape[1] // self.group_size)
         if tuple(scale.shape) != expected:
             raise InvalidArgument(f"scale must have shape {expected} for groups of {self.group_size}, got {tuple(scale.shape)}")
-        stored = round_scale(scale.detach()).clone()
+        stored = round_scale(scale.detach()).clone(memory_format=torch.contiguous_format)
         if self.scheme == "symmetric":
             if zero is not None:
                 raise InvalidArgument("a symmetric grid has no zero point; pass zero=None or another scheme")
@@ -89,7 +89,7 @@ class AffineGrid:
             return stored, self._pack_zero(zero)
         if not torch.isfinite(zero.to(stored.dtype)).all():
             stored = stored.float()
-        return stored, zero.to(stored.dtype, copy=True)
+        return stored, zero.to(stored.dtype).clone(memory_format=torch.contiguous_format)
 
     def _pack_zero(self, zero: Tensor) -> Tensor:
         highest = 2**self.bits - 1

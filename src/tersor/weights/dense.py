@@ -26,7 +26,7 @@ class DenseWeight(CompressedWeight):
         check_matrix(weight)
         if weight.dtype not in FLOAT_TYPES.values():
             raise InvalidArgument(f"a dense weight is stored in {', '.join(FLOAT_TYPES)}, got {dtype_name(weight.dtype)}; convert it first")
-        self._allocate(weight.detach().clone())
+        self._allocate(weight.detach().clone(memory_format=torch.contiguous_format))
 
     def _allocate(self, values: Tensor) -> None:
         super().__init__((values.shape[0], values.shape[1]))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tersor.errors import InvalidArgument
 from tersor.kernels.packing import pack_bits, packed_size, unpack_bits
+from tersor.kernels.quantized import quantized_linear
 from tersor.weights.affine import SCHEMES, AffineGrid, round_scale
 from tersor.weights.base import CompressedWeight
 from tersor.weights.checking import dtype_name, read_choice, read_dtype, read_shape
@@ -100,6 +101,14 @@ class QuantizedWeight(CompressedWeight):
         """The zero points or minima, float32 ``[out_features, groups]``; ``2 ** (bits - 1)`` throughout when symmetric (0.5 at one bit)."""
         return self.grid.zero_of(self.scale, self.zero)
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self.input_scale is not None:
+            x = x * self.input_scale.to(x.dtype)
+        return quantized_linear(
+            x, self.codes, self.scale, self.zero,
+            bits=self.bits, scheme=self.scheme, group_size=self.group_size, in_features=self.shape[1],
+        )
+
     def dense(self) -> Tensor:
         return self._decode(self.codes, self.scale, self.zero)
 
@@ -135,7 +144,7 @@ class QuantizedWeight(CompressedWeight):
 def _stored_input_scale(input_scale: Tensor, in_features: int) -> Tensor:
     if tuple(input_scale.shape) != (in_features,):
         raise InvalidArgument(f"input_scale must have shape ({in_features},), got {tuple(input_scale.shape)}")
-    half = input_scale.to(torch.float16, copy=True)
+    half = input_scale.to(torch.float16).clone(memory_format=torch.contiguous_format)
     if not torch.isfinite(half).all() or bool(((half == 0) & (input_scale != 0)).any()):
         raise InvalidArgument("input_scale overflows or vanishes in float16; normalise it to a geometric mean of one")
     return half

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tersor.errors import TersorError
-from tersor.pipeline.files import write_atomically
+from tersor.files import write_atomically
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

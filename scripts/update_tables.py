@@ -1,0 +1,123 @@
+"""Fill the generated tables of README.md, CONTRIBUTING.md and docs/: measured ones from results files, reference ones from the code.
+
+A table stands between ``<!-- results:NAME -->`` or ``<!-- reference:NAME -->`` and ``<!-- end -->``:
+
+- ``results:papers`` lists all papers with what was last measured; ``results:papers/KEY`` shows the rows of one;
+  ``results:NAME`` shows ``benchmarks/results/NAME.json``. ``columns=a,b`` behind the name picks columns.
+- ``reference:NAME`` is one of ``reference_tables.TABLES``.
+
+Run it after a measurement or a change of a flag, an option or a recipe key; ``--check`` only says what is out of date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reference_tables import TABLES, markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+MARKER = re.compile(r"(<!-- (results|reference):([\w./-]+)(?: columns=([\w,./-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+UNMEASURED = "*Not measured yet.*"
+
+
+def pages() -> list[Path]:
+    """Every file that may hold tables."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """``text`` with every table as it should be now.
+
+    Raises:
+        SystemExit: If a marker names a reference table that does not exist.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        start, kind, name, columns, end = match.groups()
+        chosen = columns.split(",") if columns else None
+        body = _reference(name) if kind == "reference" else measured(name, chosen, results)
+        return f"{start}\n{body}\n\n{end}"
+
+    return MARKER.sub(replace, text)
+
+
+def measured(name: str, columns: Sequence[str] | None, results: Path = RESULTS) -> str:
+    """The table of one results file, with the command that wrote it beneath; says so where there is none."""
+    if name == "papers":
+        return _papers(results)
+    path = results / f"{name}.json"
+    if not path.is_file():
+        return UNMEASURED
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    rows = recorded["rows"]
+    chosen = columns or list(dict.fromkeys(key for row in rows for key in row))
+    table = markdown(chosen, [[cell(row.get(column)) for column in chosen] for row in rows])
+    return "\n\n".join([table, _source(recorded), *(f"- {note}" for note in recorded.get("notes", ()))])
+
+
+def cell(value: Any) -> str:
+    """A measured value as table text: four significant digits, thousands separated, nothing for what was not measured."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1000 else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _source(recorded: Mapping[str, Any]) -> str:
+    parts = [f"Measured by `{recorded['command']}`"]
+    if "seconds" in recorded:
+        parts.append(f"in {recorded['seconds']:,.0f} s")
+    if recorded.get("data"):
+        parts.append("on " + ", ".join(recorded["data"]))
+    if "baseline" in recorded:
+        verdict = "holds" if recorded["holds"] else "does not hold"
+        parts.append(f"against {recorded['baseline']}: the claim {verdict}, margin {recorded['margin']:.3g}")
+    return f"{' '.join(parts)}."
+
+
+def _papers(results: Path) -> str:
+    from tersor.papers import catalogue
+
+    rows = []
+    for entry in catalogue():
+        path = results / "papers" / f"{entry.key}.json"
+        recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if recorded is not None:
+            verdict = f"{'holds' if recorded['holds'] else 'does not hold'}, margin {recorded['margin']:.3g}"
+        else:
+            verdict = "not measured" if entry.implemented else "planned"
+        rows.append([f"`{entry.key}`", f"{entry.title} ({entry.authors})", entry.claim, verdict])
+    return markdown(["key", "paper", "claim tested", "last full run"], rows)
+
+
+def _reference(name: str) -> str:
+    if name not in TABLES:
+        raise SystemExit(f"unknown table reference:{name}; there are {', '.join(TABLES)}")
+    return TABLES[name]()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Update all pages, or with ``--check`` list those that are out of date and return 1."""
+    stale = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if (new := filled(text)) != text:
+            stale.append(page.relative_to(ROOT))
+            if "--check" not in arguments:
+                page.write_text(new, encoding="utf-8")
+    verb = "out of date" if "--check" in arguments else "updated"
+    print("\n".join(f"{verb}: {page}" for page in stale) or "all tables are up to date")
+    return int(bool(stale) and "--check" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""Products with packed low-bit weights on a CPU, from the packed bytes.
+
+Up to a few rows of x the packed bytes are multiplied as they are read; above that a tile of rows at a time is dequantised into cache and
+multiplied by torch's own GEMM. The weight is never dense in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tersor.errors import InvalidArgument
+from tersor.kernels import reference
+from tersor.kernels._available import numba_is_usable
+from tersor.kernels._openmp import team_for
+from tersor.kernels.packing import packed_size
+
+SCHEMES = {"symmetric": 0, "asymmetric": 1, "float_min": 2}
+
+_KINDS = {torch.float32: 0, torch.bfloat16: 1}
+_SCALE_KINDS = {torch.float32: 0, torch.float16: 2}
+
+# Rows of x up to which the packed kernel beats dequantise + GEMM (benchmarks/kernels.py): bfloat16 GEMM is the faster one to beat.
+_MAX_ROWS = {torch.float32: 12, torch.bfloat16: 6}
+# Codes below which a second thread costs more than it saves.
+_GRAIN = 1 << 16
+# A dequantised tile stays in the cache of one core.
+_TILE_BYTES = 1 << 20
+
+
+def quantized_linear(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, *, bits: int, scheme: str, group_size: int, in_features: int
+) -> Tensor:
+    """``x @ W.T`` for a weight of packed low-bit codes; sums are float32 whatever the type of ``x``.
+
+    On a CPU with numba this reads the packed bytes; elsewhere, under ``torch.compile``, or when the scale wants a gradient, it is
+    :func:`tersor.kernels.reference.quantized_linear`, with which it agrees to float32 rounding (bfloat16 above a few rows: to that of a
+    bfloat16 weight). The result does not depend on the number of threads.
+
+    Args:
+        x: ``[..., in_features]``; gradients flow through it.
+        codes: uint8 ``[out_features, ceil(in_features * bits / 8)]``, from :func:`tersor.kernels.packing.pack_bits`.
+        scale: float16 or float32 ``[out_features, groups]``.
+        zero: packed zero points uint8 ``[out_features, ceil(groups * bits / 8)]`` for ``"asymmetric"``, minima like ``scale`` for
+            ``"float_min"``, None for ``"symmetric"``.
+        bits: 1 to 8.
+        scheme: the grid: ``scale * (code - 2 ** (bits - 1))`` (symmetric; ``scale * (2 * code - 1)`` for one bit),
+            ``scale * (code - zero)`` (asymmetric) or ``scale * code + zero`` (float_min).
+        group_size: columns that share a scale; -1 for all of them.
+        in_features: columns.
+
+    Returns:
+        ``[..., out_features]`` in the type of ``x``.
+
+    Raises:
+        InvalidArgument: If the last size of ``x`` is not ``in_features``, or the buffers do not belong together.
+    """
+    group_size = in_features if group_size == -1 else group_size
+    packed = _Packed(codes, scale, zero, bits, scheme, group_size, in_features)
+    packed.check(x)
+    if not _runs_compiled(x, scale, zero):
+        return reference.quantized_linear(
+            x, codes, scale, zero, bits=bits, scheme=scheme, group_size=group_size, in_features=in_features
+        )
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Product.apply(x, packed)  # type: ignore[no-any-return]
+    return _product(x, packed)
+
+
+class _Packed(NamedTuple):
+    """The buffers of one weight and their description."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    bits: int
+    scheme: str
+    group_size: int
+    in_features: int
+
+    def check(self, x: Tensor) -> None:
+        """Refuse what does not belong together, because the kernels read memory by these numbers."""
+        rows, columns, groups = self.codes.shape[0], self.in_features, self.scale.shape[1]
+        if x.shape[-1] != columns:
+            raise InvalidArgument(f"x must have {columns} features in its last dimension, got shape {tuple(x.shape)}")
+        if self.scheme not in SCHEMES or not 1 <= self.bits <= 8:
+            raise InvalidArgument(f"a grid has 1 to 8 bits and is one of {', '.join(SCHEMES)}; got {self.bits} bits, {self.scheme!r}")
+        if self.codes.dtype != torch.uint8 or self.codes.shape[1] != packed_size(columns, self.bits):
+            raise InvalidArgument(f"{columns} codes of {self.bits} bits do not fit codes {self.codes.dtype} {tuple(self.codes.shape)}")
+        if groups * self.group_size != columns or self.scale.shape[0] != rows:
+            raise InvalidArgument(f"groups of {self.group_size} in {rows}x{columns} do not fit a scale of shape {tuple(self.scale.shape)}")
+        if self.scheme == "symmetric":
+            return
+        shape, dtype = ((rows, packed_size(groups, self.bits)), torch.uint8) if self.scheme == "asymmetric" else ((rows, groups), self.scale.dtype)
+        if self.zero is None or self.zero.shape != shape or self.zero.dtype != dtype:
+            given = "none" if self.zero is None else f"{self.zero.dtype} {tuple(self.zero.shape)}"
+            raise InvalidArgument(f"the zero of {self.scheme} must be {dtype} {shape}, got {given}")
+
+    def addresses(self) -> tuple[int, int, int, int, int]:
+        """What the compiled functions take first."""
+        zero = 0 if self.zero is None else self.zero.data_ptr()
+        return self.codes.data_ptr(), self.scale.data_ptr(), _SCALE_KINDS[self.scale.dtype], zero, SCHEMES[self.scheme]
+
+
+def _runs_compiled(x: Tensor, scale: Tensor, zero: Tensor | None) -> bool:
+    if x.device.type != "cpu" or scale.device.type != "cpu" or torch.compiler.is_compiling() or not numba_is_usable():
+        return False
+    if torch.is_grad_enabled() and (scale.requires_grad or (zero is not None and zero.requires_grad)):
+        return False
+    return x.dtype in (torch.float32, torch.bfloat16, torch.float16) and scale.dtype in _SCALE_KINDS
+
+
+def _product(x: Tensor, packed: _Packed) -> Tensor:
+    if x.dtype == torch.float16:  # numba and most processors have no float16 arithmetic
+        return _product(x.float(), packed).half()
+    rows = x.numel() // packed.in_features
+    if not x.is_contiguous():
+        x = x.contiguous()
+    y = x.new_empty((*x.shape[:-1], packed.codes.shape[0]))
+    if rows <= _MAX_ROWS[x.dtype] and _lanes_align(packed):
+        _multiply(x, y, rows, packed)
+    elif rows:
+        flat, made = x.view(rows, -1), y.view(rows, -1)
+        for first, tile in _tiles(packed, x.dtype):
+            torch.mm(flat, tile.t(), out=made[:, first : first + tile.shape[0]])
+    return y
+
+
+def _lanes_align(packed: _Packed) -> bool:
+    """Whether no lane of the packed kernel crosses from one group into the next."""
+    return packed.group_size % (8 if packed.bits <= 4 else 4) == 0 or packed.group_size == packed.in_features
+
+
+def _multiply(x: Tensor, y: Tensor, rows: int, packed: _Packed) -> None:
+    from tersor.kernels import _quantized_numba as compiled
+
+    batch = 1 if rows <= 2 else 4
+    body = compiled.product_body(packed.bits, 4, batch)
+    n, k = packed.codes.shape[0], packed.in_features
+    compiled.product_entry()(
+        *packed.addresses(), y.data_ptr(), _KINDS[x.dtype], n, k, packed.group_size,
+        x.data_ptr(), rows, 8 if packed.bits <= 4 else 4, 4, batch, body.address, *team_for(n * k, _GRAIN),
+    )  # fmt: skip
+
+
+def _tiles(packed: _Packed, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """The dense rows in the type ``dtype``, some at a time, each with its first row; a tile is overwritten by the next."""
+    from tersor.kernels import _quantized_numba as compiled
+
+    n, k = packed.codes.shape[0], packed.in_features
+    rows = min(n, max(16, _TILE_BYTES // (k * dtype.itemsize)))
+    buffer = torch.empty(rows, k, dtype=dtype)
+    entry, body = compiled.dequantise_entry(), compiled.dequantise_body(packed.bits)
+    for first in range(0, n, rows):
+        last = min(n, first + rows)
+        entry(
+            *packed.addresses(), buffer.data_ptr(), _KINDS[dtype], n, k, packed.group_size,
+            first, last, body.address, *team_for((last - first) * k, _GRAIN),
+        )  # fmt: skip
+        yield first, buffer[: last - first]
+
+
+class _Product(torch.autograd.Function):
+    """The product with a gradient for x, which dequantises again instead of keeping a dense weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: _Packed) -> Tensor:
+        ctx.packed, ctx.dtype = packed, x.dtype
+        return _product(x.detach(), packed)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        dtype = torch.float32 if ctx.dtype == torch.float16 else ctx.dtype
+        flat = grad.reshape(-1, grad.shape[-1]).to(dtype)
+        made = torch.zeros(flat.shape[0], ctx.packed.in_features)
+        for first, tile in _tiles(ctx.packed, dtype):
+            made += flat[:, first : first + tile.shape[0]] @ tile
+        return made.to(ctx.dtype).view(*grad.shape[:-1], -1), None

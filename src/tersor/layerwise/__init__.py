@@ -1,0 +1,20 @@
+"""One trained weight in, one compressed weight out: every method is a function ``(weight, stats, **options)`` of its name."""
+
+from tersor.layerwise.awq import awq
+from tersor.layerwise.gptq import gptq
+from tersor.layerwise.grid import Grid, Levels
+from tersor.layerwise.hessian import HessianFactor, damped_cholesky, factorize
+from tersor.layerwise.keep import drop, keep
+from tersor.layerwise.magnitude import magnitude
+from tersor.layerwise.registry import METHODS, Method, find_method, register
+from tersor.layerwise.rtn import rtn
+from tersor.layerwise.sparsegpt import sparsegpt
+from tersor.layerwise.stats import LayerStats, StatsAccumulator, layer_error
+from tersor.layerwise.svd import asvd, svd
+from tersor.layerwise.wanda import wanda
+from tersor.layerwise.whitened_svd import whitened_svd
+
+__all__ = [
+    "METHODS", "Grid", "HessianFactor", "LayerStats", "Levels", "Method", "StatsAccumulator", "asvd", "awq", "damped_cholesky", "drop", "factorize",
+    "find_method", "gptq", "keep", "layer_error", "magnitude", "register", "rtn", "sparsegpt", "svd", "wanda", "whitened_svd",
+]  # fmt: skip

@@ -1,0 +1,93 @@
+"""The factor of the inverse Hessian that GPTQ and SparseGPT sweep with, computed once for all layers and levels that share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from tersor.errors import InvalidArgument, TersorError
+from tersor.layerwise.stats import LayerStats
+
+# What damping starts from when the caller asked for none and the matrix turns out singular, and what no healing goes beyond.
+_SMALLEST_DAMPING = 1e-6
+_LARGEST_DAMPING = 1e3
+
+
+@dataclass(frozen=True)
+class HessianFactor:
+    """Upper triangular ``U`` with ``U^T U = (H + damping * mean(diag H) * I)^-1``, rows divided by their diagonal.
+
+    Attributes:
+        coefficients: ``U[i, j] / U[i, i]``, float32 ``[in_features, in_features]``: how an error in input i moves to input j.
+        diagonal: ``U[i, i]``, float64. ``error ** 2 / diagonal ** 2`` is what the error costs after the others have compensated.
+        order: Input at each position of the factor, int64; ``None`` for the natural order.
+        damping: What was added, relative to the mean of the diagonal; more than was asked for if the matrix was singular.
+        dead_inputs: Inputs that were zero in every calibration token.
+    """
+
+    coefficients: Tensor
+    diagonal: Tensor
+    order: Tensor | None
+    damping: float
+    dead_inputs: int
+
+
+# One factor for each living statistics object: levels of one method come one after another, and more would double a block's memory.
+_LATEST: WeakKeyDictionary[LayerStats, tuple[tuple[float, bool], HessianFactor]] = WeakKeyDictionary()
+
+
+def factorize(stats: LayerStats, damping: float, act_order: bool = False) -> HessianFactor:
+    """The factor for ``stats``, from the cache if it was the last one asked for.
+
+    Args:
+        stats: Statistics of the inputs.
+        damping: Added to the diagonal, relative to its mean.
+        act_order: Sweep the inputs by falling mean square instead of in their own order.
+    """
+    key = (damping, act_order)
+    latest = _LATEST.get(stats)
+    if latest is None or latest[0] != key:
+        latest = (key, _factorize(stats.hessian, damping, act_order))
+        _LATEST[stats] = latest
+    return latest[1]
+
+
+def damped_cholesky(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Lower Cholesky factor of ``hessian`` plus ``damping`` times its mean diagonal, and the damping that it took.
+
+    The damping grows tenfold until the matrix is positive definite.
+
+    Raises:
+        InvalidArgument: If ``hessian`` is far from positive semi-definite, so that no reasonable damping mends it.
+    """
+    mean = float(hessian.diagonal().mean())
+    unit = mean if mean > 0 else 1.0
+    if mean <= 0 and damping == 0:
+        damping = _SMALLEST_DAMPING
+    while damping <= _LARGEST_DAMPING:
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * unit)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            return lower, damping
+        damping = max(10 * damping, _SMALLEST_DAMPING)
+    raise InvalidArgument("the Hessian of the inputs is not positive semi-definite; it must be a mean of x x^T")
+
+
+def _factorize(hessian: Tensor, damping: float, act_order: bool) -> HessianFactor:
+    hessian = hessian.double()
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if act_order else None
+    if order is not None:
+        hessian = hessian[order][:, order]
+    # Cholesky from the last input to the first gives H = R R^T with R upper triangular, so U = R^-1 without forming the inverse of H.
+    lower, used = damped_cholesky(hessian.flip(0, 1), damping)
+    identity = torch.eye(hessian.shape[0], dtype=torch.float64, device=hessian.device)
+    upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    diagonal = upper.diagonal().clone()
+    coefficients = (upper / diagonal.unsqueeze(1)).float()
+    if not torch.isfinite(coefficients).all():
+        raise TersorError("the Hessian of the inputs is too ill-conditioned to factorise; raise damping")
+    return HessianFactor(coefficients, diagonal, order, used, int((hessian.diagonal() == 0).sum()))

@@ -1,0 +1,103 @@
+"""The record of a finished job: measurements on held-out text, the per-layer table, and warnings."""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from tersor.allocation import Allocation
+from tersor.evaluation import Evaluation, LayerRow, ReportRow, RunReport, evaluate
+from tersor.models import Model
+from tersor.models.storage import safetensors_size
+from tersor.models.structure import find_blocks
+from tersor.pipeline.progress import Timed
+
+if TYPE_CHECKING:
+    from tersor.allocation.problem import Choices
+    from tersor.pipeline.job import Job
+
+FEW_TOKENS = 16  # calibration tokens an input feature below which second-order methods fit the text rather than the layer
+MUCH_DAMPING = 0.1
+
+
+def make_report(job: Job, found: Allocation, small: Model, clock: Timed) -> RunReport:
+    """Measure the original, the uniform assignment under the same budget and ``small``, and write down how it came about."""
+    rows, errors = [], {}
+    candidates: dict[str, tuple[Model, Choices | None]] = {"original": (job.model, None)}
+    if job.budget is not None and (uniform := job.uniform(job.budget)) != found.choices:
+        candidates["uniform"] = (job.assemble(uniform), uniform)
+    candidates["compressed" if job.budget is None else "searched"] = (small, found.choices)
+    clock.start("evaluating", len(candidates))
+    problem = job.problem(job.budget)
+    for name, (model, choices) in candidates.items():
+        measured = None
+        if job.texts.evaluation is not None:
+            windows = job.texts.evaluation
+            measured = evaluate(model, windows.reshape(-1), None if choices is None else job.model, context=windows.shape[1], max_tokens=windows.numel())
+        rows.append(_row(name, model, choices, measured))
+        if choices is not None and measured is not None and measured.kl is not None:
+            errors[name] = (problem.error(choices), measured.kl)
+        clock.advance(note=name)
+    layers = _layers(job, found.choices)
+    return RunReport(
+        model=job.model.name, created=datetime.now(UTC).isoformat(timespec="seconds"), command=" ".join(["tersor", *sys.argv[1:]]), versions=_versions(),
+        budget=job.budget, texts=job.texts.sources, rows=rows, layers=layers, search=[dict(row) for row in found.history],
+        warnings=_warnings(job, layers, errors), seconds={name: round(spent, 1) for name, spent in clock.finish().items()},
+        predicted=job.preflight.to_dict(), counters=job.counters,
+    )  # fmt: skip
+
+
+def _row(name: str, model: Model, choices: Choices | None, measured: Evaluation | None) -> ReportRow:
+    # The original is counted in 16-bit weights, whatever type it was loaded in: that is what people store.
+    nbytes = 2 * model.n_parameters if choices is None else safetensors_size(model)
+    bits = 8 * nbytes / model.n_parameters
+    if measured is None:
+        return ReportRow(name, nbytes, bits)
+    perplexity = measured.perplexity if math.isfinite(measured.perplexity) else None
+    return ReportRow(name, nbytes, bits, perplexity, measured.kl, measured.kl_stderr, measured.top1)
+
+
+def _layers(job: Job, choices: Choices) -> list[LayerRow]:
+    blocks = find_blocks(job.model).name
+    tokens = 0 if job.texts.calibration is None else job.texts.calibration.numel()
+    rows = []
+    for name, levels, size, index in zip(job.menu.layers, job.menu.levels, job.menu.sizes, choices, strict=True):
+        level = levels[index]
+        inside = name.startswith(f"{blocks}.")
+        rows.append(LayerRow(
+            name, int(name.removeprefix(f"{blocks}.").split(".")[0]) if inside else None, name.rsplit(".", 1)[-1], level.method, level.options,
+            8 * level.nbytes / size, level.nbytes, level.error, level.held_out_error, level.report.get("damping"), tokens,
+        ))  # fmt: skip
+    return rows
+
+
+def _warnings(job: Job, layers: list[LayerRow], errors: dict[str, tuple[float, float]]) -> list[str]:
+    warnings = []
+    for (first, (error_a, kl_a)), (second, (error_b, kl_b)) in combinations(errors.items(), 2):
+        if (error_a - error_b) * (kl_a - kl_b) < 0:
+            warnings.append(
+                f"layer errors and the whole model disagree: {first} has a sum of layer errors of {error_a:.3f} and a divergence of {kl_a:.4f}, "
+                f"{second} {error_b:.3f} and {kl_b:.4f}; trust the divergence"
+            )
+    damped = [row.name for row in layers if row.damping is not None and row.damping > MUCH_DAMPING]
+    if damped:
+        warnings.append(f"{len(damped)} layers needed more than {MUCH_DAMPING} damping, the first is {damped[0]}; more calibration text may help")
+    widest = max((job.model.shape(row.name)[1] for row in layers if row.tokens), default=0)
+    if layers and widest and layers[0].tokens < FEW_TOKENS * widest:
+        warnings.append(f"{layers[0].tokens} calibration tokens are few for layers of {widest} inputs; {FEW_TOKENS * widest} or more would be better")
+    return warnings
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for name in ("tersor", "torch", "transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
