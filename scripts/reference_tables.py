@@ -18,7 +18,9 @@ def methods() -> str:
     """Every layerwise method with its options and their defaults."""
     from tersor.layerwise import METHODS
 
-    rows = [[f"`{m.name}`", m.needs, m.makes, _options(m.options), _first_sentence(m.function), m.paper] for m in METHODS.values()]
+    # Sorted: the order of registration is that of imports, which is nobody's order.
+    found = sorted(METHODS.values(), key=lambda method: method.name)
+    rows = [[f"`{m.name}`", m.needs, m.makes, _options(m.options), _first_sentence(m.function), m.paper] for m in found]
     return markdown(["method", "needs", "makes", "options", "what it does", "paper"], rows)
 
 
@@ -26,8 +28,9 @@ def representations() -> str:
     """Every kind of compressed weight."""
     from tersor.weights import KINDS
 
-    ours = {kind: cls for kind, cls in KINDS.items() if cls.__module__.startswith("tersor.")}
-    return markdown(["kind", "class", "what it is"], [[f"`{kind}`", f"`{cls.__name__}`", _first_sentence(cls)] for kind, cls in ours.items()])
+    # A test or a script of yours may have registered more.
+    ours = sorted((kind, cls) for kind, cls in KINDS.items() if cls.__module__.startswith("tersor."))
+    return markdown(["kind", "class", "what it is"], [[f"`{kind}`", f"`{cls.__name__}`", _first_sentence(cls)] for kind, cls in ours])
 
 
 def allocators() -> str:
@@ -95,7 +98,8 @@ def _allowed(field: Any) -> str:
         return ", ".join(f"`{value}`" for value in re.findall(r"'([^']*)'", text))
     if "Annotated" in text:
         return "list of pairs of whole numbers"
-    bounds = [f"{sign} {getattr(limit, key):,}" for limit in field.metadata for key, sign in (("ge", "at least"), ("le", "at most")) if hasattr(limit, key)]
+    signs = (("ge", "at least"), ("le", "at most"))
+    bounds = [f"{sign} {getattr(limit, key):,}" for limit in field.metadata for key, sign in signs if hasattr(limit, key)]
     plain = {"int": "whole number", "str": "text", "tuple[str, ...]": "list of texts", "tuple[LevelSpec, ...]": "levels"}
     return ", ".join([plain.get(text, text.replace("str", "text").replace("|", "or")), *bounds])
 

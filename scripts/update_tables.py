@@ -3,7 +3,8 @@
 A table stands between ``<!-- results:NAME -->`` or ``<!-- reference:NAME -->`` and ``<!-- end -->``:
 
 - ``results:papers`` lists all papers with what was last measured; ``results:papers/KEY`` shows the rows of one;
-  ``results:NAME`` shows ``benchmarks/results/NAME.json``. ``columns=a,b`` behind the name picks columns.
+  ``results:NAME`` shows ``benchmarks/results/NAME.json``, which has at least ``command`` and ``rows``, as a run's ``report.json`` does.
+  ``columns=a,b`` behind the name picks columns.
 - ``reference:NAME`` is one of ``reference_tables.TABLES``.
 
 Run it after a measurement or a change of a flag, an option or a recipe key; ``--check`` only says what is out of date.
@@ -63,21 +64,26 @@ def measured(name: str, columns: Sequence[str] | None, results: Path = RESULTS) 
 
 def cell(value: Any) -> str:
     """A measured value as table text: four significant digits, thousands separated, nothing for what was not measured."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1000 else f"{value:.4g}" if isinstance(value, float) else str(value)
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
 
 
 def _source(recorded: Mapping[str, Any]) -> str:
+    seconds, texts = recorded.get("seconds", 0), recorded.get("texts", {})
     parts = [f"Measured by `{recorded['command']}`"]
-    if "seconds" in recorded:
-        parts.append(f"in {recorded['seconds']:,.0f} s")
-    if recorded.get("data"):
-        parts.append("on " + ", ".join(recorded["data"]))
+    if seconds:
+        # A run's report lists the seconds of every stage.
+        parts.append(f"in {sum(seconds.values()) if isinstance(seconds, dict) else seconds:,.0f} s")
+    if data := recorded.get("data") or [source for purpose, source in texts.items() if purpose == "evaluation"]:
+        parts.append("on " + ", ".join(data))
     if "baseline" in recorded:
         verdict = "holds" if recorded["holds"] else "does not hold"
         parts.append(f"against {recorded['baseline']}: the claim {verdict}, margin {recorded['margin']:.3g}")

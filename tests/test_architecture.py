@@ -14,15 +14,18 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 FILES = sorted((SOURCE / "tersor").rglob("*.py"))
+PUBLIC = [path for path in FILES if path.stem == "__init__" or not path.stem.startswith("_")]
 HEAVY = ("torch", "transformers", "numba", "altair", "ray", "scipy", "gguf", "compressed_tensors", "pydantic", "yaml")
 
 # Each changes the whole process of whoever imports tersor.
 GLOBAL_EFFECTS = {
-    "torch.manual_seed", "torch.seed", "torch.set_rng_state", "torch.random.manual_seed", "random.seed", "np.random.seed", "numpy.random.seed",
-    "transformers.set_seed", "torch.set_num_threads", "torch.set_num_interop_threads", "numba.set_num_threads", "torch.set_default_dtype",
-    "torch.set_default_device", "torch.set_grad_enabled", "torch.use_deterministic_algorithms", "logging.basicConfig", "warnings.simplefilter",
-    "os.environ.update", "os.environ.setdefault", "os.putenv",
+    "torch.manual_seed", "torch.seed", "torch.set_rng_state", "torch.random.manual_seed", "random.seed", "np.random.seed",
+    "numpy.random.seed", "transformers.set_seed", "torch.set_num_threads", "torch.set_num_interop_threads", "numba.set_num_threads",
+    "torch.set_default_dtype", "torch.set_default_device", "torch.set_grad_enabled", "torch.use_deterministic_algorithms",
+    "logging.basicConfig", "warnings.simplefilter", "os.environ.update", "os.environ.setdefault", "os.putenv",
 }  # fmt: skip
+# Code that only ever runs in a worker process of its own may set that one up.
+IN_WORKERS = {"tersor/pipeline/workers.py": {"torch.set_num_threads"}}
 # Each runs what is in a file or a text.
 UNSAFE = {"eval", "exec", "torch.save", "torch.jit.load", "yaml.load", "yaml.unsafe_load", "os.system"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -73,14 +76,15 @@ def test_an_import_brings_only_what_it_needs(module: str, light: tuple[str, ...]
 
 
 def test_importing_everything_changes_nothing_in_the_process():
-    modules = [".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__") for path in FILES if path.stem != "__main__"]
+    importable = [path.relative_to(SOURCE).with_suffix("") for path in FILES if path.stem != "__main__"]
+    modules = [".".join(path.parts).removesuffix(".__init__") for path in importable]
     code = f"""
-import json, os, random, warnings
+import json, os, random
 import numpy, torch
 
 def state():
-    return [torch.get_num_threads(), torch.get_default_dtype().__str__(), torch.is_grad_enabled(), torch.initial_seed(), random.getstate()[1][:4],
-            numpy.random.get_state()[1][:4].tolist(), torch.get_rng_state()[:16].tolist(), sorted(os.environ.items()), os.getcwd()]
+    return [torch.get_num_threads(), str(torch.get_default_dtype()), torch.is_grad_enabled(), torch.initial_seed(), os.getcwd(),
+            random.getstate()[1][:4], numpy.random.get_state()[1][:4].tolist(), torch.get_rng_state()[:16].tolist()]
 
 before = state()
 for name in {modules!r}:
@@ -88,10 +92,7 @@ for name in {modules!r}:
 print(json.dumps([before, state()]))
 """
     before, after = json.loads(run(code))
-    # Transformers itself, not tersor, sets variables on import; none of them may be ours.
-    assert before[:7] == after[:7]
-    assert before[8] == after[8]
-    assert not [key for key, _ in map(tuple, after[7]) if key not in dict(before[7]) and "TERSOR" in key]
+    assert before == after
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE / "tersor")))
@@ -101,9 +102,10 @@ def test_a_file_keeps_the_rules(path: Path):
 
 
 def _calls_that_break_rules(path: Path) -> Iterator[str]:
+    forbidden = GLOBAL_EFFECTS - IN_WORKERS.get(path.relative_to(SOURCE).as_posix(), set())
     for name, call in calls(path):
         keywords = {keyword.arg for keyword in call.keywords}
-        if name in GLOBAL_EFFECTS:
+        if name in forbidden:
             yield f"{where(path, call)}: {name} changes the whole process"
         if name in UNSAFE:
             yield f"{where(path, call)}: {name} runs or writes what may be code"
@@ -119,7 +121,9 @@ def _calls_that_break_rules(path: Path) -> Iterator[str]:
 
 def _imports_that_break_rules(path: Path) -> Iterator[str]:
     for node in ast.walk(tree(path)):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if not isinstance(node, (ast.Import, ast.ImportFrom)):
+            continue
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         for name in names:
             if name.partition(".")[0] in PICKLES:
                 yield f"{where(path, node)}: {name} runs code when it reads"
@@ -137,7 +141,7 @@ def _sizes_that_break_rules(path: Path) -> Iterator[str]:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = _body_length(node)
             if lines > 50:
-                yield f"{where(path, node)}: {node.name} has {lines} lines besides its docstring; 50 at most"
+                yield f"{where(path, node)}: the body of {node.name} has {lines} lines besides its docstring; 50 at most"
 
 
 def _body_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -145,10 +149,8 @@ def _body_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return 0 if not body else (function.end_lineno or 0) - body[0].lineno + 1
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE / "tersor")))
+@pytest.mark.parametrize("path", PUBLIC, ids=lambda path: str(path.relative_to(SOURCE / "tersor")))
 def test_what_is_public_is_documented_and_typed(path: Path):
-    if path.stem == "__main__":
-        pytest.skip("not a module to import from")
     missing = [] if ast.get_docstring(tree(path)) or not tree(path).body else [f"{path.relative_to(SOURCE)}: no module docstring"]
     for node in tree(path).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
@@ -160,7 +162,8 @@ def _undocumented(path: Path, node: ast.ClassDef | ast.FunctionDef) -> list[str]
     found = [] if ast.get_docstring(node) else [f"{where(path, node)}: {node.name} has no docstring"]
     # Methods of a class with bases may inherit theirs.
     if isinstance(node, ast.ClassDef) and not node.bases:
-        found += [f"{where(path, f)}: {node.name}.{f.name} has no docstring" for f in _methods(node) if not f.name.startswith("_") and not ast.get_docstring(f)]
+        bare = [method for method in _methods(node) if not method.name.startswith("_") and ast.get_docstring(method) is None]
+        found += [f"{where(path, method)}: {node.name}.{method.name} has no docstring" for method in bare]
     return found
 
 
@@ -181,6 +184,5 @@ def _annotated(function: ast.FunctionDef) -> bool:
 
 
 def test_every_room_says_what_it_offers():
-    rooms = [path for path in FILES if path.name == "__init__.py"]
-    without = [str(path.relative_to(SOURCE)) for path in rooms if path.read_text(encoding="utf-8").count("import ") and "__all__" not in path.read_text(encoding="utf-8")]
-    assert not without
+    rooms = {path: path.read_text(encoding="utf-8") for path in FILES if path.name == "__init__.py"}
+    assert not [path for path, text in rooms.items() if "import " in text and "__all__" not in text]

@@ -7,7 +7,8 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 PYTHON_DOCS = "python-docs"
 # Tried in this order behind a bare name: rows first, because joining them is the protocol that published perplexities use.
 _SUFFIXES = ("", ".rows.jsonl", ".jsonl", ".txt", ".raw")
-_OPENERS = {".gz": gzip.open, ".bz2": bz2.open}
+_DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".bz2": bz2.decompress}
 _COMMON = 512  # bytes; a shared passage twice as long is always found, one shorter than this never
 _MIN_DISTINCT = 12  # different bytes in a passage; rulers and runs of blanks are not evidence
 _CHUNK = 1 << 20
@@ -96,7 +97,8 @@ def sample_text(
     length = min(512, model.max_context) if length is None else length
     if n_tokens < 1 or length < 2 or batch_size < 1 or temperature <= 0:
         raise InvalidArgument(
-            f"sampling needs at least 1 token, sequences of 2, a batch of 1 and a positive temperature; got {n_tokens}, {length}, {batch_size}, {temperature}"
+            "sampling needs at least 1 token, sequences of 2, a batch of 1 and a positive temperature; "
+            f"got {n_tokens}, {length}, {batch_size} and {temperature}"
         )
     generator = torch.Generator().manual_seed(seed)
     count = -(-n_tokens // length)
@@ -146,18 +148,19 @@ def _find(source: str | Path) -> Path | None:
 
 
 def _read(path: Path) -> str:
-    opener = _OPENERS.get(path.suffix)
+    decompress = _DECOMPRESSORS.get(path.suffix, bytes)
     try:
-        raw = opener(path).read() if opener is not None else path.read_bytes()
-        content = raw.decode("utf-8")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        content = decompress(raw).decode("utf-8")
         rows = ".jsonl" in path.suffixes
         return "\n\n".join(json.loads(line)["text"] for line in content.split("\n") if line.strip()) if rows else content
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
         raise CorruptFile(f"{path} is not UTF-8 text: {error}") from None
     except (ValueError, KeyError, TypeError):
         raise CorruptFile(f'{path} must hold one {{"text": ...}} object a line') from None
-    except OSError as error:
-        raise InvalidArgument(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _python_docs() -> str:
@@ -180,7 +183,7 @@ def _common_passage(first: bytes, second: bytes) -> bytes | None:
     if min(len(first), len(second)) < _COMMON:
         return None
     starts = np.arange(0, len(first) - _COMMON + 1, _COMMON)
-    blocks = {}
+    blocks: dict[int, int] = {}
     for chunk_start, hashes in _rolling_hashes(first):
         inside = starts[(starts >= chunk_start) & (starts < chunk_start + len(hashes))]
         blocks.update(zip(hashes[inside - chunk_start].tolist(), inside.tolist(), strict=True))

@@ -15,13 +15,16 @@ from tersor.models import Model
 from tersor.weights import QuantizedWeight, round_scale
 
 VOCABULARY = 96
-_COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
+_COMMON = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 
 
 def _llama() -> Any:
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**_COMMON, intermediate_size=48, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True)
-    )
+    config = transformers.LlamaConfig(
+        **_COMMON, intermediate_size=48, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
 
 
 def _gpt2() -> Any:

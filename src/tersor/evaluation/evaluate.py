@@ -1,200 +1,263 @@
-"""Perplexity, divergence from the original, agreement and size, measured on text that chose nothing."""
+"""What was lost: a compressed model against the text and against its original."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tersor.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from tersor.evaluation.speed import Speed
-    from tersor.models import Model
-
-POSITIONS = 512  # positions whose vocabulary-wide distributions are in memory at once
+from tersor.evaluation.divergence import Progress, TokenScores, by_window, score_windows
+from tersor.evaluation.logits import check_predicts
+from tersor.evaluation.sequences import Text, Windows, check_overlap, make_windows
+from tersor.evaluation.size import Size, size_of
+from tersor.evaluation.speed import Speed, measure_load, measure_speed
+from tersor.evaluation.statistics import Estimate, cluster_mean, exponential, finite
+from tersor.models import Model
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of a model.
+    """Quality and size of a model. What compares with an original is ``None`` where none was given.
+
+    Standard errors are between windows (``None`` for a single window). To judge the difference of two models use
+    :func:`difference`, which pairs the windows and is far sharper than two separate errors.
 
     Attributes:
-        tokens: Predictions scored: every token of a window but its first.
+        model: Name of the model.
+        reference: Name of the original.
+        text: What the tokens were cut from.
+        text_sha256: Of tokens and cuts; equal for comparable evaluations.
+        windows: Sequences scored.
+        context: Their length, or the longest allowed one for documents.
+        tokens: Tokens predicted; the first of each window is not.
+        dtype: Type that the models computed in.
         perplexity: ``exp`` of the mean negative log-likelihood.
-        perplexity_stderr: Its standard error, from the spread over windows.
-        kl: Mean ``KL(reference || model)`` in nats a token, if there was a reference.
-        kl_stderr: Its standard error over windows.
-        kl_p99: 99th percentile over positions: how bad the worst predictions are.
-        top1: Fraction of positions where both put the same token first.
-        lost: Fraction where the reference predicted the next token and the model does not.
-        gained: Fraction where the model predicts it and the reference did not.
-        nbytes: Bytes of the model's tensors on disk, by class: ``linears``, ``embeddings``, ``other``, ``total``.
-        bits_per_weight: Bits of the total for each parameter.
-        speed: Tokens a second and memory, if asked for.
+        perplexity_stderr: Its standard error.
+        reference_perplexity: Of the original on the same tokens.
+        log_ratio: ``ln(perplexity / reference_perplexity)``.
+        log_ratio_stderr: Its standard error, paired by window.
+        kl: Mean ``KL(original || model)`` a token, in nats.
+        kl_stderr: Its standard error.
+        kl_p99: Its 99th percentile over tokens.
+        top1: Share of tokens for which both have the same likeliest next token.
+        top1_stderr: Its standard error.
+        lost: Share of tokens that the original predicts right and the model wrong.
+        gained: The reverse.
+        size: Bytes by class of tensor.
+        speed: Throughput, if it was asked for.
+        seconds: Time of the evaluation without ``speed``.
+        window_nll: Summed negative log-likelihood of each window, for :func:`difference`.
+        window_kl: Summed divergence of each window.
+        window_tokens: Tokens predicted in each window.
     """
 
+    model: str
+    reference: str | None
+    text: str
+    text_sha256: str
+    windows: int
+    context: int
     tokens: int
+    dtype: str
     perplexity: float
-    perplexity_stderr: float
-    kl: float | None
-    kl_stderr: float | None
-    kl_p99: float | None
-    top1: float | None
-    lost: float | None
-    gained: float | None
-    nbytes: dict[str, int]
-    bits_per_weight: float
+    perplexity_stderr: float | None
+    size: Size
+    reference_perplexity: float | None = None
+    log_ratio: float | None = None
+    log_ratio_stderr: float | None = None
+    kl: float | None = None
+    kl_stderr: float | None = None
+    kl_p99: float | None = None
+    top1: float | None = None
+    top1_stderr: float | None = None
+    lost: float | None = None
+    gained: float | None = None
     speed: Speed | None = None
+    seconds: float = 0.0
+    window_nll: tuple[float, ...] = ()
+    window_kl: tuple[float, ...] = ()
+    window_tokens: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors."""
+        return self.size.total
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the whole model divided by its weights."""
+        return self.size.bits_per_weight
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is not finite is ``None``."""
-        return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in asdict(self).items()}
+        """Plain JSON values, the sums of the windows left out; numbers that are not finite become ``None``."""
+        plain: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not field.name.startswith("window_"):
+                plain[field.name] = finite(value) if isinstance(value, float) else value
+        return {**plain, "size": self.size.to_dict(), "speed": None if self.speed is None else self.speed.to_dict()}
 
     def __str__(self) -> str:
-        lines = [f"perplexity       {self.perplexity:.3f} ± {self.perplexity_stderr:.3f} over {self.tokens:,} tokens"]
+        rows = [
+            ("model", f"{self.model}: {self.nbytes / 1e6:.2f} MB, {self.bits_per_weight:.2f} bits a weight"),
+            ("bytes", str(self.size)),
+            ("perplexity", str(Estimate(self.perplexity, self.perplexity_stderr))),
+        ]
         if self.kl is not None:
-            lines += [
-                f"KL to reference  {self.kl:.5f} ± {self.kl_stderr:.5f} nats a token, 99th percentile {self.kl_p99:.3f}",
-                f"same top token   {100 * (self.top1 or 0):.2f} %; predictions lost {100 * (self.lost or 0):.2f} %, gained {100 * (self.gained or 0):.2f} %",
+            ratio = Estimate(self.log_ratio or 0.0, self.log_ratio_stderr)
+            rows[-1] = ("perplexity", f"{rows[-1][1]}; original {self.reference_perplexity:.4g}, log ratio {ratio}")
+            rows += [
+                ("KL to original", f"{Estimate(self.kl, self.kl_stderr)} nats a token, 99th percentile {self.kl_p99:.4g}"),
+                ("top-1 agreement", _percent(self.top1, self.top1_stderr)),
+                ("flips", f"right predictions lost {_percent(self.lost)}, gained {_percent(self.gained)}"),
             ]
-        sizes = ", ".join(f"{name} {count:,}" for name, count in self.nbytes.items() if name != "total")
-        lines.append(f"bytes            {self.nbytes['total']:,} ({sizes}), {self.bits_per_weight:.2f} bits a parameter")
-        return "\n".join([*lines, str(self.speed)] if self.speed is not None else lines)
-
-
-@dataclass
-class _Sums:
-    """Running sums over the positions of one window."""
-
-    nll: float = 0.0
-    kl: float = 0.0
-    same: int = 0
-    lost: int = 0
-    gained: int = 0
+        if self.speed is not None:
+            rows.append(("speed", str(self.speed)))
+        rows.append(("text", f"{self.text}: {self.tokens:,} tokens scored in {self.windows} windows of {self.context}, {self.dtype}"))
+        return "\n".join(f"{name:<16} {value}" for name, value in rows)
 
 
 def evaluate(
-    model: Model, text: str | Path | Tensor | None = None, reference: Model | None = None, *, context: int = 512, max_tokens: int = 8192,
-    calibration: str | None = None, allow_overlap: bool = False, speed: bool = False,
+    model: Model | str | Path,
+    text: Text | None = None,
+    reference: Model | str | Path | None = None,
+    *,
+    tokens: Tensor | None = None,
+    context: int | None = None,
+    max_tokens: int | None = 8192,
+    speed: bool = False,
+    calibration: Text | None = None,
+    allow_overlap: bool = False,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure ``model`` on ``text``, and against ``reference`` if there is one.
+    """Measure a model on held-out text: perplexity, divergence from its original, agreement, bytes and, if asked, speed.
 
-    Windows do not overlap; the first token of each is not scored. Both models run window by window: their logits are never all in memory.
+    The text is tokenised once and cut into windows that do not overlap; every token of a window but the first is scored with
+    the window alone in view. The divergence is exact over the vocabulary, and both models run side by side, so that only one
+    batch of logits of each is ever in memory.
 
     Args:
-        model: What to measure.
-        text: A text, a path or name that :func:`tersor.data.text` knows, or token ids ``[n]``; without one, the documentation that ships
-            with Python.
-        reference: The original.
-        context: Tokens of a window.
-        max_tokens: Tokens of the text to use, from its beginning.
-        calibration: Text that the model was fitted to; the evaluation text must share nothing with it.
-        allow_overlap: Do not refuse overlapping texts.
-        speed: Also measure :func:`tersor.evaluation.measure_speed`.
+        model: The model, or what :func:`tersor.load` takes.
+        text: A name or file known to :func:`tersor.data.text`, the text itself, token ids ``[n]`` or ``[n_windows, length]``, or a
+            list of documents that are each a window. Without one, the language reference that ships with Python.
+        reference: The original. Both must share a vocabulary.
+        tokens: Token ids instead of ``text``.
+        context: Window length; 512 or the model's limit without it. Longer windows give lower perplexities.
+        max_tokens: Tokens of the text to use at most; ``None`` is all of them.
+        speed: Also measure tokens a second and memory, and the time to load where ``model`` is a path or a name.
+        calibration: The text or tokens that the model was fitted to; evaluating on it, or on a part of it, is refused.
+        allow_overlap: Evaluate on it all the same.
+        dtype: Type to compute in; by default that of the model. bfloat16 is faster and good to about three digits.
+        progress: Told of every batch of windows.
 
     Raises:
-        InvalidArgument: If the text is too short, overlaps the calibration text, or the vocabularies differ.
+        InvalidArgument: If there is less text than one window, the text overlaps ``calibration``, the vocabularies differ, the
+            model is no decoder, or it gives NaN.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.LlamaConfig(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+        >>> model = Model(transformers.LlamaForCausalLM(config))
+        >>> result = evaluate(model, torch.arange(64) % 32, model, context=16)
+        >>> result.kl, result.top1, result.windows
+        (0.0, 1.0, 4)
     """
-    tokens = _tokens(model, text, calibration, allow_overlap)
-    context = min(context, model.max_context)
-    if context < 2:
-        raise InvalidArgument(f"context must be at least 2 tokens, got {context}")
-    count = min(len(tokens), max_tokens) // context
-    if count < 1:
-        raise InvalidArgument(f"evaluation needs at least one window of {context} tokens, got {min(len(tokens), max_tokens)}; give more text or a shorter context")
-    if reference is not None and reference.vocabulary != model.vocabulary:
-        raise InvalidArgument(f"the reference has {reference.vocabulary} tokens and the model {model.vocabulary}; they must share a vocabulary")
-    windows = tokens[: count * context].reshape(count, context)
-    sums, divergences = [], []
-    for window in windows:
-        total = _Sums()
-        for target, logits, expected in _predictions(model, reference, window):
-            divergences.append(_add(total, target, logits, expected))
-        sums.append(total)
-    from tersor.evaluation.speed import measure_speed
-
-    measured = measure_speed(model) if speed else None
-    return _summary(model, sums, torch.cat(divergences), context - 1, reference is not None, measured)
-
-
-def _tokens(model: Model, text: str | Path | Tensor | None, calibration: str | None, allow_overlap: bool) -> Tensor:
-    from tersor import data
-
-    if isinstance(text, Tensor):
-        if text.ndim != 1 or text.dtype != torch.long:
-            raise InvalidArgument(f"token ids must be int64 [n], got {text.dtype} of shape {tuple(text.shape)}")
-        return text
-    # A name has no line break and is short; anything else is the text itself.
-    named = text is None or isinstance(text, Path) or (len(text) < 256 and "\n" not in text and (" " not in text or Path(text).is_file()))
-    content = data.text(data.PYTHON_DOCS if text is None else text) if named else str(text)
+    source = model if not isinstance(model, Model) else None
+    subject, original = _loaded(model), None if reference is None else _loaded(reference)
+    if tokens is not None and text is not None:
+        raise InvalidArgument("give text or tokens, not both")
+    material = tokens if tokens is not None else text
+    check_predicts(subject)
+    windows = make_windows(subject, material, context=context, max_tokens=max_tokens)
+    if original is not None:
+        check_predicts(original)
+        if windows.context > original.max_context:
+            limit = original.max_context
+            raise InvalidArgument(f"windows of {windows.context} tokens exceed the context {limit} of the reference {original.name}")
     if calibration is not None and not allow_overlap:
-        data.check_disjoint({"calibration": calibration, "evaluation": content})
-    return model.encode(content)
+        check_overlap(subject, windows, material, calibration)
+    began = time.perf_counter()
+    judged, teacher = (part if dtype is None or part is None else part.copy(dtype) for part in (subject, original))
+    assert judged is not None
+    scores = score_windows(judged, windows, teacher, progress)
+    result = _summary(subject, original, windows, scores, dtype_of(judged))
+    result = replace(result, seconds=time.perf_counter() - began)
+    return replace(result, speed=_speed(judged, windows, source)) if speed else result
 
 
-@torch.inference_mode()
-def _predictions(model: Model, reference: Model | None, window: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Targets and logits of both models, a bounded number of positions at a time."""
-    logits = model.module(window[None], use_cache=False).logits[0, :-1]
-    expected = None if reference is None else reference.module(window[None], use_cache=False).logits[0, :-1]
-    for start in range(0, len(logits), POSITIONS):
-        end = start + POSITIONS
-        yield window[1:][start:end], logits[start:end].float(), None if expected is None else expected[start:end].float()
+def difference(first: Evaluation, second: Evaluation, metric: Literal["kl", "nll"] = "kl") -> Estimate:
+    """``first - second`` a token, with a standard error paired by window: what decides whether one model is better.
+
+    Args:
+        first: Of one model.
+        second: Of another on the same windows.
+        metric: ``"kl"``, or ``"nll"``, the difference of log-perplexities.
+
+    Raises:
+        InvalidArgument: If they were measured on different windows, or have no divergence.
+    """
+    if first.text_sha256 != second.text_sha256:
+        raise InvalidArgument(f"{first.model} and {second.model} were evaluated on different windows; evaluate both on the same")
+    sums = [torch.tensor(getattr(item, f"window_{metric}"), dtype=torch.float64) for item in (first, second)]
+    if not all(len(part) for part in sums):
+        raise InvalidArgument("a difference in divergence needs evaluations against a reference")
+    return cluster_mean(sums[0] - sums[1], torch.tensor(first.window_tokens))
 
 
-def _add(total: _Sums, target: Tensor, logits: Tensor, expected: Tensor | None) -> Tensor:
-    log_q = logits.log_softmax(-1)
-    total.nll -= float(log_q.gather(1, target[:, None]).double().sum())
-    if expected is None:
-        return torch.empty(0)
-    log_p = expected.log_softmax(-1)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-    first, wanted = log_q.argmax(-1), log_p.argmax(-1)
-    total.kl += float(divergence.double().sum())
-    total.same += int((first == wanted).sum())
-    total.lost += int(((wanted == target) & (first != target)).sum())
-    total.gained += int(((wanted != target) & (first == target)).sum())
-    return divergence
+def dtype_of(model: Model) -> str:
+    """Name of the floating type that ``model`` computes in."""
+    found = next((parameter.dtype for parameter in model.module.parameters() if parameter.is_floating_point()), torch.float32)
+    return str(found).removeprefix("torch.")
 
 
-def _summary(model: Model, sums: list[_Sums], divergences: Tensor, scored: int, compared: bool, speed: Speed | None) -> Evaluation:
-    count = len(sums)
-    n = count * scored
-    nll, nll_error = _mean([total.nll / scored for total in sums])
-    kl, kl_error = _mean([total.kl / scored for total in sums])
-    perplexity = math.exp(nll) if nll < 700 else math.inf
-    nbytes = size_by_class(model)
+def _loaded(model: Model | str | Path) -> Model:
+    from tersor.models import load
 
-    def fraction(name: str) -> float | None:
-        return sum(getattr(total, name) for total in sums) / n if compared else None
+    return model if isinstance(model, Model) else load(model)
 
-    return Evaluation(
-        n, perplexity, perplexity * nll_error, max(kl, 0.0) if compared else None, kl_error if compared else None,
-        float(divergences.quantile(0.99)) if compared else None, fraction("same"), fraction("lost"), fraction("gained"),
-        nbytes, 8 * nbytes["total"] / model.n_parameters, speed,
+
+def _summary(model: Model, reference: Model | None, windows: Windows, scores: TokenScores, dtype: str) -> Evaluation:
+    counts = windows.scored
+    window_nll = by_window(scores.nll, windows)
+    ppl = exponential(cluster_mean(window_nll, counts))
+    plain = Evaluation(
+        model=model.name, reference=None, text=windows.source, text_sha256=windows.digest, windows=len(windows.sequences),
+        context=windows.context, tokens=int(counts.sum()), dtype=dtype, perplexity=ppl.value, perplexity_stderr=ppl.stderr,
+        size=size_of(model),
+        window_nll=tuple(window_nll.tolist()), window_tokens=tuple(counts.tolist()),
+    )  # fmt: skip
+    if reference is None or scores.kl is None or scores.reference_nll is None or scores.agree is None or scores.reference_right is None:
+        return plain
+    reference_nll, window_kl = by_window(scores.reference_nll, windows), by_window(scores.kl, windows)
+    ratio, kl, top1 = (cluster_mean(sums, counts) for sums in (window_nll - reference_nll, window_kl, by_window(scores.agree, windows)))
+    return replace(
+        plain, reference=reference.name, reference_perplexity=exponential(cluster_mean(reference_nll, counts)).value,
+        log_ratio=ratio.value, log_ratio_stderr=ratio.stderr, kl=max(kl.value, 0.0), kl_stderr=kl.stderr,
+        kl_p99=_percentile(scores.kl, 0.99), top1=top1.value, top1_stderr=top1.stderr, window_kl=tuple(window_kl.tolist()),
+        lost=float((scores.reference_right & ~scores.right).double().mean()),
+        gained=float((~scores.reference_right & scores.right).double().mean()),
     )  # fmt: skip
 
 
-def _mean(values: list[float]) -> tuple[float, float]:
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, 0.0
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
+def _percentile(values: Tensor, share: float) -> float:
+    # Not torch.quantile, which refuses more than sixteen million values.
+    ordered = values.sort().values
+    return float(ordered[min(len(ordered) - 1, int(share * len(ordered)))])
 
 
-def size_by_class(model: Model) -> dict[str, int]:
-    """Bytes of the model's tensors on disk: ``linears`` (an untied head among them), ``embeddings`` (a tied head is part), ``other``, ``total``."""
-    from tersor.models.summary import summarize
+def _speed(model: Model, windows: Windows, source: str | Path | None) -> Speed:
+    new = min(32, model.max_context // 2)
+    prompt = windows.sequences[0][: max(1, min(256, model.max_context - new))]
+    measured = measure_speed(model, prompt, new_tokens=new)
+    return measured if source is None else replace(measured, load=measure_load(source))
 
-    summary = summarize(model)
-    tables = set(model.embeddings())
-    embeddings = sum(row.nbytes for row in summary.layers if row.name in tables)
-    linears = sum(row.nbytes for row in summary.layers if row.name not in tables)
-    return {"linears": linears, "embeddings": embeddings, "other": summary.rest_nbytes, "total": summary.nbytes}
+
+def _percent(share: float | None, stderr: float | None = None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %" + ("" if stderr is None else f" ± {100 * stderr:.2f}")

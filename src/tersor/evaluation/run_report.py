@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NoReturn
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from tersor.errors import CorruptFile, InvalidArgument
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -24,15 +29,19 @@ class ReportRow:
         kl: Divergence of its predictions from the original's, nats a token.
         kl_stderr: Standard error of ``kl`` over windows.
         top1: Fraction of positions where both predict the same token.
+        perplexity_stderr: Standard error of ``perplexity`` over windows.
+        layer_error: Sum of the held-out errors of its layers, to compare with ``kl``.
     """
 
     name: str
-    nbytes: int
-    bits_per_weight: float
-    perplexity: float | None = None
-    kl: float | None = None
-    kl_stderr: float | None = None
-    top1: float | None = None
+    nbytes: Count
+    bits_per_weight: NotNegative
+    perplexity: NotNegative | None = None
+    kl: NotNegative | None = None
+    kl_stderr: NotNegative | None = None
+    top1: Share | None = None
+    perplexity_stderr: NotNegative | None = None
+    layer_error: NotNegative | None = None
 
 
 @dataclass(frozen=True)
@@ -54,16 +63,16 @@ class LayerRow:
     """
 
     name: str
-    block: int | None
+    block: Count | None
     role: str
     method: str
-    options: dict[str, Any]
-    bits: float
-    nbytes: int
-    error: float
-    held_out_error: float | None = None
-    damping: float | None = None
-    tokens: int = 0
+    options: dict[str, JsonValue]
+    bits: NotNegative
+    nbytes: Count
+    error: NotNegative
+    held_out_error: NotNegative | None = None
+    damping: NotNegative | None = None
+    tokens: Count = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class RunReport:
         texts: What each of calibration, held_out, search and evaluation text was.
         rows: The comparison.
         layers: Every compressed layer.
-        search: One row a generation.
+        search: One row a generation: ``generation``, ``fitness``, ``evaluations`` and whatever else the search recorded.
         warnings: What the user should know.
         seconds: Wall time of each stage.
         predicted: The pre-flight prediction.
@@ -90,15 +99,15 @@ class RunReport:
     created: str
     command: str
     versions: dict[str, str]
-    budget: int | None
+    budget: Count | None
     texts: dict[str, str]
     rows: list[ReportRow]
     layers: list[LayerRow]
-    search: list[dict[str, Any]] = field(default_factory=list)
+    search: list[dict[str, str | bool | int | Number | None]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    predicted: dict[str, Any] = field(default_factory=dict)
-    counters: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, NotNegative] = field(default_factory=dict)
+    predicted: dict[str, JsonValue] = field(default_factory=dict)
+    counters: dict[str, Count] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -114,17 +123,35 @@ class RunReport:
         """
         file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            content = file.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise InvalidArgument(f"{path} is not the folder of a finished run: it has no report.json") from None
-        except (OSError, ValueError) as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise CorruptFile(f"the report {file} cannot be read: {error}") from None
+        return cls.parse(content, f"the report {file}")
+
+    @classmethod
+    def parse(cls, content: str, where: str = "the report") -> RunReport:
+        """The report in the JSON text ``content``; types, ranges and keys are those of this class or it is refused.
+
+        Args:
+            content: What ``json.dumps(report.to_dict())`` gives.
+            where: What messages call it.
+
+        Raises:
+            CorruptFile: Naming the first thing that is wrong.
+        """
         try:
-            return TypeAdapter(cls).validate_python(data, extra="forbid")
+            # Twice: the first pass refuses NaN and infinity anywhere, the second knows the types.
+            json.loads(content, parse_constant=_refuse)
+            report: RunReport = TypeAdapter(cls).validate_json(content, strict=True, extra="forbid")
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise CorruptFile(f"the report {file} is damaged at {where or 'its top'}: {first['msg']}") from None
+            place = ".".join(str(part) for part in first["loc"])
+            raise CorruptFile(f"{where} is damaged at {place or 'its top'}: {first['msg']}") from None
+        except (ValueError, RecursionError) as error:
+            raise CorruptFile(f"{where} cannot be read: {error}") from None
+        return report
 
     def table(self) -> str:
         """The comparison as aligned text."""
@@ -137,5 +164,12 @@ class RunReport:
                 divergence, "" if row.top1 is None else f"{100 * row.top1:.1f} %",
             ))  # fmt: skip
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-        text = "\n".join("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in lines)
-        return "\n".join([text, *(f"warning: {warning}" for warning in self.warnings)])
+        shown = [
+            "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+            for line in lines
+        ]
+        return "\n".join([*shown, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"it holds {constant}, which is no JSON number")

@@ -1,21 +1,26 @@
-"""Whether compiled kernels can run here, asked once."""
+"""Whether compiled kernels can run here, tried once."""
 
 from __future__ import annotations
 
-import platform
 import sys
+import warnings
 from functools import cache
 from importlib.util import find_spec
 
-_MACHINES = ("x86_64", "amd64", "aarch64", "arm64")
-
 
 @cache
-def numba_is_usable() -> bool:
-    """Whether numba is installed and this is a little-endian 64-bit processor that converts float16 itself."""
-    if find_spec("numba") is None or sys.byteorder != "little" or platform.machine().lower() not in _MACHINES:
-        return False
-    from numba.core.registry import cpu_target
+def kernels_run() -> bool:
+    """Whether numba is installed and compiles a small vector function that gives the right numbers.
 
-    name, features = cpu_target.target_context.codegen().magic_tuple()[1:3]
-    return "aarch64" in platform.machine().lower() or "arm64" in platform.machine().lower() or "+f16c" in features.split(",") or not name
+    A numba that cannot is named in a warning; the plain torch twins then do the work.
+    """
+    if find_spec("numba") is None or sys.byteorder != "little":
+        return False
+    try:
+        from tersor.kernels import _compiling
+
+        return _compiling.probe()
+    except Exception as error:  # whatever a compiler raises, the twins are right, only slower
+        reason = str(error).strip().splitlines()[:1]
+        warnings.warn(f"compiled kernels are off, products are slower: {type(error).__name__} {' '.join(reason)}", stacklevel=2)
+        return False

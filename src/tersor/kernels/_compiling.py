@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numba import cfunc, njit, types
 from numba.core.errors import NumbaError
+from numba.core.registry import cpu_target
 
 from tersor.kernels import _simd as simd
 
@@ -60,3 +62,24 @@ def launch(body, data, launcher, thread, team, threads):
     else:
         simd.write_int(data + 8 * TEAM, 0)
         simd.call(body, data)
+
+
+def probe() -> bool:
+    """Compile and run the operations that a processor or a version of numba could lack."""
+    architecture, _, features = cpu_target.target_context.codegen().magic_tuple()
+    if architecture.startswith("x86") and "+f16c" not in features.split(","):
+        return False  # numba does not link the software conversion of float16
+    salt = SALT
+
+    def body(data):
+        salt  # noqa: B018
+        half = simd.load_half(data)
+        picked = simd.lookup(data + 64, 0, simd.load_bytes(data + 32), 1)
+        simd.store(data + 64, simd.fma(half, picked, half))
+
+    memory = np.zeros(128, np.uint8)
+    memory[:32].view(np.float16)[:] = numbers = np.arange(16, dtype=np.float16)
+    memory[32:48] = order = np.arange(15, -1, -1)
+    memory[64:].view(np.float32)[:] = numbers + 0.5
+    compile_body(body).ctypes(memory.ctypes.data)
+    return bool((memory[64:].view(np.float32) == numbers * (order + 0.5) + numbers).all())

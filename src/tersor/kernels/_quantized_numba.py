@@ -19,32 +19,20 @@ from numba import carray, njit
 
 from tersor.kernels import _simd as simd
 from tersor.kernels._compiling import FIRST, LAST, SALT, compile_body, compile_entry, launch, share
+from tersor.kernels._rows import BFLOAT16, FLOAT16, guarded, write_row, write_totals
 
 SYMMETRIC, ASYMMETRIC, FLOAT_MIN = range(3)
-FLOAT32, BFLOAT16, FLOAT16 = range(3)
 
 # Slots of the argument block that the threads of a team share, after those of `launch`.
 CODES, SCALE, SCALE_KIND, ZERO, SCHEME, Y, Y_KIND, M, N, K, GROUP, GROUPS, CHUNKS, LAID, SUMS, INDEX, BASE = range(4, 21)
 SLOTS = 21
 
 
-@njit
-def _guarded(address, step, rows, n, end, spare):
-    """``address, step`` of ``rows`` pieces of ``n`` bytes, or of copies of them where reading would cross ``end``, the end of the buffer."""
-    if address + (rows - 1) * step + n <= end:
-        return address, step
-    for r in range(rows):
-        for i in range(n):
-            place = address + r * step + i
-            simd.write_byte(spare + 64 * r + i, simd.read_byte(place) if place < end else 0)
-    return spare, 64
-
-
 @njit(inline="always")
 def _floats(address, kind, end, spare):
     if kind == FLOAT16:
-        return simd.load_half(_guarded(address, 0, 1, 32, end, spare)[0])
-    return simd.load(_guarded(address, 0, 1, 64, end, spare)[0], 1)
+        return simd.load_half(guarded(address, 0, 1, 32, end, spare)[0])
+    return simd.load(guarded(address, 0, 1, 64, end, spare)[0], 1)
 
 
 @njit(inline="always")
@@ -59,8 +47,8 @@ def _write_grid(a, row, bits, levels, lead, scales, offsets, spare):
     for g in range(0, groups, 16):
         step = _floats(a[SCALE] + start + g * item, kind, a[SCALE] + size, spare)
         if scheme == ASYMMETRIC:
-            packed = _guarded(a[ZERO] + row * width + (g * bits >> 3), 0, 1, 2 * bits, a[ZERO] + a[N] * width, spare)[0]
-            first = simd.mul(simd.mul(step, minus), simd.load_codes(packed, bits))
+            packed = guarded(a[ZERO] + row * width + (g * bits >> 3), 0, 1, 2 * bits, a[ZERO] + a[N] * width, spare)[0]
+            first = simd.mul(simd.mul(step, minus), simd.to_float(simd.load_codes(packed, bits)))
         elif scheme == FLOAT_MIN:
             first = _floats(a[ZERO] + start + g * item, kind, a[ZERO] + size, spare)
         else:
@@ -107,7 +95,7 @@ def _products(a, block, row, step, end, bits, rows, batch, tables, spare):
     total = simd.zeros(rows, batch)
     for c in range(chunks):
         if c == chunks - 1:
-            row, step = _guarded(row, step, rows, length, end, spare)
+            row, step = guarded(row, step, rows, length, end, spare)
         lanes = simd.load_chunk(row, step, bits, rows)
         partial = simd.zeros(rows, batch)
         for k in range(per_lane):
@@ -119,17 +107,6 @@ def _products(a, block, row, step, end, bits, rows, batch, tables, spare):
         laid += 64 * per_lane * batch
         sums += 64 * batch
     return total
-
-
-@njit
-def _write_totals(a, n, m, rows, batch, totals):
-    for j in range(min(batch, a[M] - m)):
-        for i in range(rows):
-            at, value = (m + j) * a[N] + n + i, simd.read_float(totals + 4 * (i * batch + j))
-            if a[Y_KIND] == BFLOAT16:
-                simd.write_bfloat(a[Y] + 2 * at, value)
-            else:
-                simd.write_float(a[Y] + 4 * at, value)
 
 
 @cache
@@ -158,14 +135,14 @@ def product_body(bits: int, rows: int, batch: int) -> Any:
                 row = a[CODES] + n * width
                 made = _products(a, m // batch, row, step * width, a[CODES] + a[N] * width, bits, rows, batch, tables, spare)
                 simd.store_totals(totals, made)
-                _write_totals(a, n, m, rows if step else 1, batch, totals)
+                write_totals(a[Y], a[Y_KIND], a[M], a[N], m, n, rows if step else 1, batch, totals)
         room[0] = 0  # numba frees an array after its last use by name
 
     return compile_body(body)
 
 
 @cache
-def dequantise_body(bits: int) -> Any:
+def dequantise_body(bits: int, bfloat: bool) -> Any:
     """The C function that writes its share of the rows as float32 or bfloat16, in order."""
     salt = SALT
 
@@ -173,29 +150,30 @@ def dequantise_body(bits: int) -> Any:
         salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
-        k, group, bfloat, table, width = a[K], a[GROUP], a[Y_KIND] == BFLOAT16, 4 * (a[GROUPS] + 16), (a[K] * bits + 7) >> 3
+        k, group, table, width = a[K], a[GROUP], 4 * (a[GROUPS] + 16), (a[K] * bits + 7) >> 3
         room = np.empty(64 + 2 * table + 4 * (k + 16), np.uint8)
         spare = np.int64(room.ctypes.data)
         scales = spare + 64
-        codes = scales + 2 * table
-        whole = k % 16 == 0 and group % 16 == 0
-        one, none = simd.splat(np.float32(1)), simd.zeros(1, 1)
+        offsets, codes = scales + table, scales + 2 * table
         for n in range(start, stop):
-            _write_grid(a, n, bits, 1, 0, scales, scales + table, spare)
+            _write_grid(a, n, bits, 1, 0, scales, offsets, spare)
             row, y = a[CODES] + n * width, a[Y] + (n - a[FIRST]) * k * (2 if bfloat else 4)
-            scale, offset = one, none
-            for i in range(0, k, 16):
-                if whole:
-                    g = 4 * (i // group)
-                    scale, offset = simd.splat(simd.read_float(scales + g)), simd.splat(simd.read_float(scales + table + g))
-                packed = _guarded(row + (i * bits >> 3), 0, 1, 2 * bits, a[CODES] + a[N] * width, spare)[0]
-                value = simd.fma(scale, simd.load_codes(packed, bits), offset)
-                if whole and bfloat:
-                    simd.store_bfloat(y + 2 * i, value)
-                else:
-                    simd.store(y + 4 * i if whole else codes + 4 * i, value)
-            if not whole:
-                _write_groups(a, scales, scales + table, codes, y)
+            if group % 16 == 0:
+                for g in range(a[GROUPS]):
+                    scale, offset = simd.splat(simd.read_float(scales + 4 * g)), simd.splat(simd.read_float(offsets + 4 * g))
+                    for _ in range(group >> 4):
+                        value = simd.fma(scale, simd.to_float(simd.load_codes(row, bits)), offset)
+                        if bfloat:
+                            simd.store_bfloat(y, value)
+                        else:
+                            simd.store(y, value)
+                        row += 2 * bits
+                        y += 32 if bfloat else 64
+            else:
+                for i in range(0, k, 16):
+                    packed = guarded(row + (i * bits >> 3), 0, 1, 2 * bits, a[CODES] + a[N] * width, spare)[0]
+                    simd.store(codes + 4 * i, simd.to_float(simd.load_codes(packed, bits)))
+                _write_groups(a, scales, offsets, codes, y)
         room[0] = 0  # numba frees an array after its last use by name
 
     return compile_body(body)
@@ -204,16 +182,13 @@ def dequantise_body(bits: int) -> Any:
 @njit
 def _write_groups(a, scales, offsets, codes, y):
     """Finish a row whose groups do not begin on multiples of sixteen."""
-    i = 0
+    k, group, bfloat = a[K], a[GROUP], a[Y_KIND] == BFLOAT16
+    values = carray(simd.float_pointer(codes), k)
     for g in range(a[GROUPS]):
         scale, offset = simd.read_float(scales + 4 * g), simd.read_float(offsets + 4 * g)
-        for _ in range(a[GROUP]):
-            value = scale * simd.read_float(codes + 4 * i) + offset
-            if a[Y_KIND] == BFLOAT16:
-                simd.write_bfloat(y + 2 * i, value)
-            else:
-                simd.write_float(y + 4 * i, value)
-            i += 1
+        for i in range(g * group, (g + 1) * group):
+            values[i] = scale * values[i] + offset
+    write_row(codes, y, k, bfloat)
 
 
 @njit

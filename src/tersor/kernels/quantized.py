@@ -7,6 +7,8 @@ multiplied by torch's own GEMM. The weight is never dense in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from tersor.errors import InvalidArgument
 from tersor.kernels import reference
-from tersor.kernels._available import numba_is_usable
+from tersor.kernels._available import kernels_run
 from tersor.kernels._openmp import team_for
 from tersor.kernels.packing import packed_size
 
@@ -24,11 +26,11 @@ _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _SCALE_KINDS = {torch.float32: 0, torch.float16: 2}
 
 # Rows of x up to which the packed kernel beats dequantise + GEMM (benchmarks/kernels.py): bfloat16 GEMM is the faster one to beat.
-_MAX_ROWS = {torch.float32: 12, torch.bfloat16: 6}
+_MAX_ROWS = {torch.float32: 16, torch.bfloat16: 8}
 # Codes below which a second thread costs more than it saves.
 _GRAIN = 1 << 16
-# A dequantised tile stays in the cache of one core.
-_TILE_BYTES = 1 << 20
+# Smaller dequantised tiles make torch's GEMM slower, larger ones leave the cache.
+_TILE_BYTES = 1 << 22
 
 
 def quantized_linear(
@@ -106,7 +108,7 @@ class _Packed(NamedTuple):
 
 
 def _runs_compiled(x: Tensor, scale: Tensor, zero: Tensor | None) -> bool:
-    if x.device.type != "cpu" or scale.device.type != "cpu" or torch.compiler.is_compiling() or not numba_is_usable():
+    if not x.is_cpu or not scale.is_cpu or torch.compiler.is_compiling() or not kernels_run():
         return False
     if torch.is_grad_enabled() and (scale.requires_grad or (zero is not None and zero.requires_grad)):
         return False
@@ -119,7 +121,7 @@ def _product(x: Tensor, packed: _Packed) -> Tensor:
     rows = x.numel() // packed.in_features
     if not x.is_contiguous():
         x = x.contiguous()
-    y = x.new_empty((*x.shape[:-1], packed.codes.shape[0]))
+    y = torch.empty(*x.shape[:-1], packed.codes.shape[0], dtype=x.dtype)
     if rows <= _MAX_ROWS[x.dtype] and _lanes_align(packed):
         _multiply(x, y, rows, packed)
     elif rows:
@@ -129,14 +131,20 @@ def _product(x: Tensor, packed: _Packed) -> Tensor:
     return y
 
 
+@cache
+def _compiled() -> ModuleType:
+    from tersor.kernels import _quantized_numba
+
+    return _quantized_numba
+
+
 def _lanes_align(packed: _Packed) -> bool:
     """Whether no lane of the packed kernel crosses from one group into the next."""
     return packed.group_size % (8 if packed.bits <= 4 else 4) == 0 or packed.group_size == packed.in_features
 
 
 def _multiply(x: Tensor, y: Tensor, rows: int, packed: _Packed) -> None:
-    from tersor.kernels import _quantized_numba as compiled
-
+    compiled = _compiled()
     batch = 1 if rows <= 2 else 4
     body = compiled.product_body(packed.bits, 4, batch)
     n, k = packed.codes.shape[0], packed.in_features
@@ -148,12 +156,11 @@ def _multiply(x: Tensor, y: Tensor, rows: int, packed: _Packed) -> None:
 
 def _tiles(packed: _Packed, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
     """The dense rows in the type ``dtype``, some at a time, each with its first row; a tile is overwritten by the next."""
-    from tersor.kernels import _quantized_numba as compiled
-
+    compiled = _compiled()
     n, k = packed.codes.shape[0], packed.in_features
     rows = min(n, max(16, _TILE_BYTES // (k * dtype.itemsize)))
     buffer = torch.empty(rows, k, dtype=dtype)
-    entry, body = compiled.dequantise_entry(), compiled.dequantise_body(packed.bits)
+    entry, body = compiled.dequantise_entry(), compiled.dequantise_body(packed.bits, dtype == torch.bfloat16)
     for first in range(0, n, rows):
         last = min(n, first + rows)
         entry(

@@ -1,9 +1,9 @@
-"""One trained weight in, one compressed weight out: every method is a function ``(weight, stats, **options)`` of its name."""
+"""One trained weight in, one compressed weight out: plain functions ``method(weight, stats, **options)``, no model in sight."""
 
 from tersor.layerwise.awq import awq
 from tersor.layerwise.gptq import gptq
-from tersor.layerwise.grid import Grid, Levels
-from tersor.layerwise.hessian import HessianFactor, damped_cholesky, factorize
+from tersor.layerwise.grid import Grid
+from tersor.layerwise.hessian import HessianFactor, factorize
 from tersor.layerwise.keep import drop, keep
 from tersor.layerwise.magnitude import magnitude
 from tersor.layerwise.registry import METHODS, Method, find_method, register
@@ -15,6 +15,25 @@ from tersor.layerwise.wanda import wanda
 from tersor.layerwise.whitened_svd import whitened_svd
 
 __all__ = [
-    "METHODS", "Grid", "HessianFactor", "LayerStats", "Levels", "Method", "StatsAccumulator", "asvd", "awq", "damped_cholesky", "drop", "factorize",
-    "find_method", "gptq", "keep", "layer_error", "magnitude", "register", "rtn", "sparsegpt", "svd", "wanda", "whitened_svd",
-]  # fmt: skip
+    "METHODS",
+    "Grid",
+    "HessianFactor",
+    "LayerStats",
+    "Method",
+    "StatsAccumulator",
+    "asvd",
+    "awq",
+    "drop",
+    "factorize",
+    "find_method",
+    "gptq",
+    "keep",
+    "layer_error",
+    "magnitude",
+    "register",
+    "rtn",
+    "sparsegpt",
+    "svd",
+    "wanda",
+    "whitened_svd",
+]

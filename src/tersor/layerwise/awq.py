@@ -1,112 +1,97 @@
-"""AWQ: scale input columns up before rounding where their activations are large, then clip."""
+"""Activation-aware scaling: give the inputs that carry much a finer grid, by scaling columns before rounding."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tersor.errors import InvalidArgument
-from tersor.layerwise.grid import Grid, Levels, Scheme
-from tersor.layerwise.hessian import need_stats
+from tersor.layerwise.checking import check_integer, check_stats, check_weight
+from tersor.layerwise.grid import Grid, Scheme
 from tersor.layerwise.registry import register
 from tersor.layerwise.stats import LayerStats
 from tersor.weights import QuantizedWeight
-from tersor.weights.base import check_matrix
 
-CLIP_STEPS = 10  # ranges tried, each a twentieth smaller
-SMALLEST = 1e-4
+# Below this share of the mean magnitude an input is scaled no further: dead inputs would otherwise set the normalisation.
+_SMALLEST_SCALE = 1e-4
 
 
-@register("awq", needs="inputs", makes="quantized", paper="Lin, Tang, Tang, Yang, Chen, Wang, Xiao, Dang, Gan, Han: AWQ, 2023")
+@register("awq", needs="inputs", makes="quantized", paper="Lin, Tang, Tang, Yang, Dang, Han: AWQ, 2023")
 def awq(
-    weight: Tensor, stats: LayerStats, *, bits: int = 4, group_size: int = 128, scheme: Scheme = "asymmetric", grid_points: int = 20,
-    clip: bool = True,
-) -> QuantizedWeight:
-    """Round ``W diag(s)`` instead of ``W``, with ``s = mean |x| ** alpha`` and ``alpha`` chosen by the layer's own output error.
+    weight: Tensor, stats: LayerStats | None, *,
+    bits: int = 4, group_size: int = 128, scheme: Scheme = "asymmetric", grid_points: int = 20, clip: bool = True,
+) -> QuantizedWeight:  # fmt: skip
+    """Round to nearest after scaling input j by ``mean |x_j| ** alpha``, with the alpha that loses least of this layer's output.
 
-    Cheaper than :func:`gptq` and less prone to fit the calibration text; a little worse where there is enough of it. The inverse of
-    ``s`` is stored with the weight (16 bits an input) rather than folded into a neighbour, which grouped-query attention forbids.
+    It fits one number (and the clipping) to the calibration text where :func:`gptq` fits every code, so it carries over better from
+    little text. The inverse scale is stored with the weight (16 bits an input), so no neighbouring layer is touched.
 
     Args:
         weight: ``[out_features, in_features]``.
-        stats: Of the layer's inputs.
+        stats: Statistics of the inputs.
         bits: 1 to 8.
-        group_size: Inputs that share a scale; -1 for whole rows.
-        scheme: As in :class:`Grid`.
-        grid_points: Values of ``alpha`` tried in [0, 1); the first is 0, plain rounding, so the search never loses on the calibration text.
-        clip: Also shrink the range of each group while the group's own output error falls.
+        group_size: Neighbouring inputs that share a scale; divides ``in_features``, -1 for one group a row.
+        scheme: ``"symmetric"``, ``"asymmetric"`` or ``"float_min"``.
+        grid_points: Values of alpha tried, evenly spaced from 0 (plain rounding, which stores no input scale) to below 1.
+        clip: Then shrink the range of each group as far as that lowers the error of its share of the output; dropped if the whole
+            output does not gain.
 
     Returns:
-        The weight; ``report`` holds ``alpha``.
+        The weight; its ``report`` holds ``alpha``, ``clipped`` and ``error_ratio``, the output error relative to plain rounding.
 
     Raises:
-        InvalidArgument: On NaN or Inf, missing statistics or an option out of range.
+        InvalidArgument: On an option out of range, a weight that is not a finite matrix, or missing or foreign statistics.
 
     Reference:
-        Lin, Tang, Tang, Yang, Chen, Wang, Xiao, Dang, Gan, Han: AWQ: Activation-aware Weight Quantization for LLM Compression, 2023.
+        Lin, Tang, Tang, Yang, Dang, Han: "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", 2023.
     """
-    check_matrix(weight)
-    grid = Grid(bits, group_size, scheme)
-    grid.check(weight.shape[1])
-    if grid_points < 1:
-        raise InvalidArgument(f"grid_points must be at least 1, got {grid_points}")
-    stats = need_stats(stats, weight, "awq")
-    original, hessian = weight.float(), stats.hessian.float()
-    best: tuple[float, float, Tensor, Levels] | None = None
-    for index in range(grid_points):
-        alpha = index / grid_points
-        column = column_scale(stats, alpha)
-        levels = grid.fit(original / column)
-        error = _error(original, grid, levels, column, hessian)
-        if best is None or error < best[0]:
-            best = (error, alpha, column, levels)
-    assert best is not None
-    error, alpha, column, levels = best
-    if clip:
-        clipped = _clipped(original / column, grid, levels, hessian * column[:, None] * column[None, :])
-        if _error(original, grid, clipped, column, hessian) < error:
-            levels = clipped
-    compressed = grid.pack(grid.quantize(original / column, levels), levels, None if alpha == 0 else column)
-    compressed.report = {"alpha": alpha}
+    stats = check_stats("awq", stats)
+    values = check_weight(weight, stats)
+    grid = Grid.of(values.shape[1], bits, scheme, group_size)
+    check_integer("grid_points", grid_points, 1)
+    hessian = stats.hessian.to(values)
+    best = plain = _Candidate(values, None, hessian, grid, grid.fit(values))
+    alpha = 0.0
+    for point in range(1, grid_points):
+        column_scale = _column_scale(stats.mean_abs, point / grid_points)
+        candidate = _Candidate(values, column_scale, hessian, grid, grid.fit(values / column_scale))
+        if candidate.error < best.error:
+            best, alpha = candidate, point / grid_points
+    clipped = _clipped(values, best.column_scale, hessian, grid) if clip else best
+    chosen = clipped if clipped.error < best.error else best
+    column_scale = None if chosen.column_scale is None else chosen.column_scale.half()
+    compressed = grid.pack(chosen.codes, *chosen.parameters, column_scale)
+    ratio = chosen.error / plain.error if plain.error > 0 else 1.0
+    compressed.report = {"alpha": alpha, "clipped": chosen is not best, "error_ratio": ratio}
     return compressed
 
 
-def column_scale(stats: LayerStats, alpha: float) -> Tensor:
-    """What the stored columns are multiplied by, ``1 / s`` as float16 holds it, float32 ``[in_features]``."""
-    scale = stats.mean_abs.clamp(min=SMALLEST) ** alpha
-    scale = scale / (scale.max() * scale.min()).sqrt()
-    return (1 / scale).clamp(2.0**-13, 2.0**15).half().float()
+class _Candidate:
+    """A rounding of ``values / column_scale`` and the output error that it leaves."""
+
+    def __init__(self, values: Tensor, column_scale: Tensor | None, hessian: Tensor, grid: Grid, parameters: tuple[Tensor, Tensor]) -> None:
+        self.column_scale, self.parameters = column_scale, parameters
+        self.codes = grid.quantize(values if column_scale is None else values / column_scale, *parameters)
+        rounded = grid.dequantize(self.codes, *parameters)
+        error = (rounded if column_scale is None else rounded.mul_(column_scale)).sub_(values)
+        self.error = float((error @ hessian).mul_(error).sum(dtype=torch.float64))
 
 
-def _error(original: Tensor, grid: Grid, levels: Levels, column: Tensor, hessian: Tensor) -> float:
-    groups = levels.scale.shape[1]
-    scale, zero = levels.scale.unsqueeze(-1), levels.zero.unsqueeze(-1)
-    scaled = (original / column).reshape(original.shape[0], groups, -1)
-    rounded = grid.decode(grid.encode(scaled, scale, zero), scale, zero).reshape(original.shape) * column
-    difference = original - rounded
-    return float(((difference @ hessian) * difference).sum(dtype=torch.float64))
+def _column_scale(mean_abs: Tensor, alpha: float) -> Tensor:
+    """``mean_abs ** -alpha`` of geometric middle one, as it is stored."""
+    average = mean_abs.mean()
+    relative = mean_abs / average if average > 0 else torch.ones_like(mean_abs)
+    scale = relative.pow(alpha).clamp(min=_SMALLEST_SCALE)
+    return ((scale.max() * scale.min()).sqrt() / scale).half().float()
 
 
-def _clipped(scaled: Tensor, grid: Grid, levels: Levels, hessian: Tensor) -> Levels:
-    """Levels of shrunk ranges where they lower the output error of the group on its own, ``d H_gg d^T``."""
-    rows, columns = scaled.shape
-    width = grid.width(columns)
-    groups = scaled.reshape(rows, -1, width)
-    blocks = torch.stack([hessian[start : start + width, start : start + width] for start in range(0, columns, width)])
-    best, lowest = levels, None
-    for index in range(CLIP_STEPS):
-        shrink = 1 - index / (2 * CLIP_STEPS)
-        clamped = groups.clamp(groups.amin(-1, keepdim=True) * shrink, groups.amax(-1, keepdim=True) * shrink)
-        tried = grid.fit(clamped.reshape(rows, columns))
-        scale, zero = tried.scale.unsqueeze(-1), tried.zero.unsqueeze(-1)
-        difference = (grid.decode(grid.encode(groups, scale, zero), scale, zero) - groups).transpose(0, 1)
-        error = ((difference @ blocks) * difference).sum(-1).T
-        if lowest is None:
-            lowest, best = error, tried
-            continue
-        better = error < lowest
-        best = Levels(torch.where(better, tried.scale, best.scale), torch.where(better, tried.zero, best.zero))
-        lowest = torch.minimum(error, lowest)
-    return replace(best, scale=grid._consistent(best).scale)
+def _clipped(values: Tensor, column_scale: Tensor | None, hessian: Tensor, grid: Grid) -> _Candidate:
+    size = grid.group_size
+    scaled = values if column_scale is None else values / column_scale
+    metric = hessian if column_scale is None else hessian * column_scale * column_scale.unsqueeze(1)
+    blocks = torch.stack([metric[start : start + size, start : start + size] for start in range(0, values.shape[1], size)])
+
+    def loss(error: Tensor, rows: slice) -> Tensor:
+        by_group = error.transpose(0, 1)
+        return torch.bmm(by_group, blocks).mul_(by_group).sum(-1).T
+
+    return _Candidate(values, column_scale, hessian, grid, grid.search(scaled, loss))

@@ -9,7 +9,7 @@ from tersor.layerwise.grid import Clip, Grid, Scheme
 from tersor.layerwise.hessian import factorize
 from tersor.layerwise.registry import register
 from tersor.layerwise.stats import LayerStats
-from tersor.layerwise.sweep import GroupRounder, block_step, sweep
+from tersor.layerwise.sweep import GroupRounder, block_step, sweep, sweep_columns
 from tersor.weights import QuantizedWeight
 
 
@@ -54,8 +54,7 @@ def gptq(
     check_integer("block_size", block_size, 1)
     factor = factorize(stats, damping, act_order)
     rounder = GroupRounder(grid, (values.shape[0], values.shape[1]), clip, stats.mean_square, factor.order, values)
-    columns = values.T.contiguous() if factor.order is None else values.T[factor.order].contiguous()
-    loss = sweep(columns, factor, block_size if act_order else block_step(block_size, grid.group_size), rounder)
+    loss = sweep(sweep_columns(values, factor), factor, block_size if act_order else block_step(block_size, grid.group_size), rounder)
     compressed = grid.pack(*rounder.result)
     compressed.report = {"damping": factor.damping, "dead_inputs": factor.dead_inputs, "damped_error": loss}
     return compressed

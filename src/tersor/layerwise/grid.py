@@ -19,10 +19,10 @@ GroupLoss = Callable[[Tensor, slice], Tensor]
 
 # The exponent that Frantar et al. use: between squared error and the largest error.
 _MSE_NORM = 2.4
-# Shrink factors of the range: first these, then steps of a fiftieth about the best. On trained weights that is within 0.2 % of the loss
-# of eighty even steps, for a fifth of the work.
-_COARSE = tuple(1 - 0.08 * step for step in range(1, 11))
-_FINE = (-0.06, -0.04, -0.02, 0.02, 0.04, 0.06)
+# Shrink factors of the range: an even scan, then ever finer steps about the best so far. On trained weights at 2 to 4 bits that comes
+# within one per cent of the loss of eighty even steps, for a quarter of the work.
+_SCAN = tuple(1 - 0.08 * step for step in range(1, 11))
+_REFINEMENTS = ((-0.06, -0.04, -0.02, 0.02, 0.04, 0.06), (-0.01, 0.01))
 # Rows are searched in tiles of this many weights, so that the passes over a tile stay in the cache.
 _TILE = 1 << 16
 # A group this much smaller than the largest is rounding noise of an update; its own scale would push all scales into float32.
@@ -196,8 +196,8 @@ class Grid:
 
         best = torch.ones_like(low)
         lowest = judge(1.0)
-        for steps in (_COARSE, _FINE):
-            centre = best if steps is _FINE else torch.zeros_like(best)
+        for round_, steps in enumerate((_SCAN, *_REFINEMENTS)):
+            centre = best if round_ else torch.zeros_like(best)
             for step in steps:
                 factor = (centre + step).clamp(max=1.0)
                 error = judge(factor)

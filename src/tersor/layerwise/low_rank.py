@@ -1,4 +1,4 @@
-"""Low rank by truncated singular values, one routine with a choice of what the inputs are weighted by."""
+"""The one truncation behind every low-rank method: project the outputs on their most important directions."""
 
 from __future__ import annotations
 
@@ -8,58 +8,81 @@ import torch
 from torch import Tensor
 
 from tersor.errors import InvalidArgument
-from tersor.weights import LowRankWeight
-from tersor.weights.base import check_matrix
+from tersor.layerwise.checking import check_integer, check_number
+from tersor.weights import LowRankWeight, check_matrix
 
 FactorType = Literal["float16", "bfloat16", "float32"]
+_DEFAULT_KEEP = 0.5
 
 
-def rank_of(shape: tuple[int, int], keep: float | None, rank: int | None) -> int:
-    """The rank that ``keep`` (fraction of the parameters) or ``rank`` asks of a matrix of ``shape``.
+def choose_rank(shape: tuple[int, int], keep: float | None, rank: int | None) -> int:
+    """The rank asked for, either itself or as the fraction of the parameters to keep; half of them if nothing is said.
 
     Raises:
-        InvalidArgument: If neither or both are given, a value is out of range, or the factors would hold as many numbers as the matrix.
+        InvalidArgument: If both are given, one is out of range, or factors of that rank would not be smaller than the matrix.
     """
-    rows, columns = shape
-    if (keep is None) == (rank is None):
-        raise InvalidArgument("give keep (fraction of the parameters to keep) or rank, one of the two")
-    if keep is not None:
-        if not 0 < keep <= 1:
-            raise InvalidArgument(f"keep is the fraction of parameters to keep, above 0 and at most 1, got {keep}")
-        return max(1, int(keep * rows * columns / (rows + columns)))
-    assert rank is not None
-    if not 1 <= rank <= min(rows, columns):
-        raise InvalidArgument(f"rank must be from 1 to {min(rows, columns)} for a {rows}x{columns} matrix, got {rank}")
-    if rank * (rows + columns) >= rows * columns:
-        most = (rows * columns - 1) // (rows + columns)
-        raise InvalidArgument(f"rank {rank} saves nothing on a {rows}x{columns} matrix; use at most {most} or keep the layer")
+    out_features, in_features = shape
+    if keep is not None and rank is not None:
+        raise InvalidArgument("give keep or rank, not both")
+    if rank is None:
+        keep = check_number("keep", _DEFAULT_KEEP if keep is None else keep, 0.0)
+        rank = max(int(keep * out_features * in_features / (out_features + in_features)), 1)
+    check_integer("rank", rank, 1)
+    if rank * (out_features + in_features) >= out_features * in_features:
+        largest = (out_features * in_features - 1) // (out_features + in_features)
+        mend = f"use a rank of at most {largest}, keep below 1, or the method 'keep'" if largest else "leave the layer as it is"
+        raise InvalidArgument(f"rank {rank} saves nothing on a weight of shape ({out_features}, {in_features}): {mend}")
     return rank
 
 
-def truncate(weight: Tensor, root: Tensor | None, rank: int, dtype: FactorType) -> LowRankWeight:
-    """The rank-``rank`` matrix nearest to ``weight`` in ``||(W - W') R||_F``, as balanced factors.
+def truncate(weight: Tensor, multiplier: Tensor | None, rank: int, factor_dtype: FactorType) -> LowRankWeight:
+    """The matrix ``W_hat`` of ``rank`` that minimises ``||(W - W_hat) M||_F`` over the directions that W M reaches.
+
+    With ``U`` the leading left singular vectors of ``W M`` it is ``U U^T W``: no inverse of ``M`` is needed, whatever its condition.
 
     Args:
         weight: ``[out_features, in_features]``.
-        root: ``R``, lower triangular ``[in_features, in_features]``, or a diagonal ``[in_features]``; ``None`` is the identity.
-        rank: Singular values to keep.
-        dtype: Type of the stored factors.
+        multiplier: ``M``, ``[in_features, in_features]`` or the diagonal ``[in_features]``; ``None`` for the identity.
+        rank: Columns of the left factor.
+        factor_dtype: Type that both factors are stored in.
 
     Returns:
-        The weight; ``report["discarded"]`` is the energy of the singular values left out, the squared error before rounding the factors.
+        The weight; its ``report`` holds ``rank`` and ``kept_energy``, the fraction of ``||W M||_F^2`` that is kept.
+
+    Raises:
+        InvalidArgument: If a factor overflows in ``factor_dtype``.
     """
-    matrix = weight.double()
-    weighted = matrix if root is None else matrix * root if root.ndim == 1 else matrix @ root
-    left, values, right = torch.linalg.svd(weighted, full_matrices=False)
-    square = values[:rank].sqrt()
-    inner = square[:, None] * right[:rank]
-    if root is not None:
-        # X R^-1 by a triangular solve: the inverse itself is never formed.
-        inner = inner / root if root.ndim == 1 else torch.linalg.solve_triangular(root, inner, upper=False, left=False)
-    kind = getattr(torch, dtype)
-    factors = (left[:, :rank] * square).to(kind), inner.to(kind)
-    check_matrix(factors[0], f"the left factor in {dtype}")
-    check_matrix(factors[1], f"the right factor in {dtype}")
+    exact = weight.double()
+    basis, energy = leading_directions(_times(exact, multiplier), rank)
+    right = basis.T @ exact
+    # Both factors get the same row norms, which keeps the smaller of them clear of the bottom of float16.
+    balance = right.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny).sqrt()
+    factors = [(basis * balance).to(getattr(torch, factor_dtype)), (right / balance.unsqueeze(1)).to(getattr(torch, factor_dtype))]
+    for factor in factors:
+        check_matrix(factor, f"a factor rounded to {factor_dtype}")
     compressed = LowRankWeight(*factors)
-    compressed.report = {"rank": rank, "discarded": float(values[rank:].square().sum())}
+    compressed.report = {"rank": rank, "kept_energy": energy}
     return compressed
+
+
+def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, float]:
+    """The ``rank`` leading left singular vectors of ``matrix`` ``[out, n]`` and the fraction of its energy that they hold.
+
+    Taken from the eigenvectors of the smaller Gram matrix, in half the time of a singular value decomposition; singular values below
+    1e-8 of the largest are not resolved, far below the rounding of any stored factor.
+    """
+    out_features, width = matrix.shape
+    total = float(matrix.square().sum())
+    if out_features <= width:
+        basis = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -rank:].flip(1)
+    else:
+        vectors = torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -rank:].flip(1)
+        basis = torch.linalg.qr(matrix @ vectors).Q
+    kept = float((basis.T @ matrix).square().sum())
+    return basis, kept / total if total > 0 else 1.0
+
+
+def _times(weight: Tensor, multiplier: Tensor | None) -> Tensor:
+    if multiplier is None:
+        return weight
+    return weight * multiplier if multiplier.ndim == 1 else weight @ multiplier

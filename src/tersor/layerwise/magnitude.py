@@ -1,40 +1,39 @@
-"""Magnitude pruning: the baseline that looks at the weights alone."""
+"""Magnitude pruning: the baseline that needs no data."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from tersor.layerwise.masks import check_sparsity, lowest_mask, pattern_mask
+from tersor.layerwise.checking import check_choice, check_weight
+from tersor.layerwise.masks import Pattern, ValueType
 from tersor.layerwise.registry import register
 from tersor.layerwise.stats import LayerStats
 from tersor.weights import SparseWeight
-from tersor.weights.base import check_matrix
 
 
 @register("magnitude", needs="nothing", makes="sparse", paper="")
 def magnitude(
-    weight: Tensor, stats: LayerStats | None = None, *, sparsity: float | None = None, keep_n: int | None = None, of_m: int | None = None
-) -> SparseWeight:
-    """Remove the smallest weights of the matrix, or of every run of ``of_m``. :func:`wanda` costs little more and keeps far more.
+    weight: Tensor, stats: LayerStats | None = None, *,
+    sparsity: float | None = None, keep_n: int | None = None, of_m: int | None = None, value_dtype: ValueType = "float16",
+) -> SparseWeight:  # fmt: skip
+    """Remove the weights of smallest magnitude, compared over the whole matrix.
+
+    On language models :func:`wanda` is far better for the cost of a forward pass; use this where no input is at hand.
 
     Args:
         weight: ``[out_features, in_features]``.
-        stats: Not used.
-        sparsity: Fraction to remove, exact over the matrix; 0.5 if nothing is given.
-        keep_n: Weights to keep of every ``of_m`` neighbouring inputs.
+        stats: Not looked at.
+        sparsity: Fraction removed, 0.5 unless given; exactly ``round(sparsity * numel)`` weights.
+        keep_n: With ``of_m``, instead of ``sparsity``: keep ``keep_n`` of every ``of_m`` neighbouring inputs.
         of_m: See ``keep_n``.
+        value_dtype: Type of the stored values.
 
     Raises:
-        InvalidArgument: On NaN or Inf, or an option out of range.
+        InvalidArgument: On an option out of range, or a weight that is not a finite matrix.
     """
-    check_matrix(weight)
-    sparsity = 0.5 if sparsity is None and keep_n is None and of_m is None else sparsity
-    check_sparsity(sparsity, keep_n, of_m, weight.shape[1])
-    scores = weight.float().abs()
-    if keep_n is not None and of_m is not None:
-        mask = pattern_mask(scores, keep_n, of_m)
-    else:
-        assert sparsity is not None
-        mask = lowest_mask(scores.reshape(1, -1), round(sparsity * scores.numel())).reshape(scores.shape)
-    return SparseWeight.from_dense(weight, mask, torch.float16, keep_n=keep_n, of_m=of_m)
+    values = check_weight(weight, stats)
+    pattern = Pattern.of(values.shape[1], sparsity, keep_n, of_m)
+    check_choice("value_dtype", value_dtype, ValueType)
+    compressed = pattern.store(values, pattern.keep_in_matrix(values.abs()), value_dtype)
+    compressed.report = {"sparsity": compressed.sparsity}
+    return compressed

@@ -1,100 +1,109 @@
-"""SparseGPT: prune column by column and let the columns still to come absorb the error; optionally quantise in the same sweep."""
+"""SparseGPT: prune column by column, alone or together with quantisation, the remaining weights making up for it."""
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.errors import InvalidArgument
-from tersor.layerwise.gptq import compensate
-from tersor.layerwise.grid import Grid, Scheme
-from tersor.layerwise.hessian import HessianFactor, factorize, need_stats
-from tersor.layerwise.masks import check_sparsity, lowest_mask
+from tersor.layerwise.checking import check_choice, check_integer, check_number, check_stats, check_weight
+from tersor.layerwise.grid import Clip, Grid, Scheme
+from tersor.layerwise.hessian import HessianFactor, factorize
+from tersor.layerwise.masks import Pattern, ValueType, keep_highest
 from tersor.layerwise.registry import register
 from tersor.layerwise.stats import LayerStats
-from tersor.layerwise.sweep import prune_sweep
+from tersor.layerwise.sweep import GroupRounder, block_step, sweep, sweep_columns
 from tersor.weights import SparseWeight
-from tersor.weights.base import check_matrix
 
 
 @register("sparsegpt", needs="inputs", makes="sparse", paper="Frantar, Alistarh: SparseGPT, 2023")
 def sparsegpt(
-    weight: Tensor, stats: LayerStats, *, sparsity: float | None = None, keep_n: int | None = None, of_m: int | None = None,
-    bits: int | None = None, group_size: int = 128, scheme: Scheme = "asymmetric", damping: float = 0.01, block_size: int = 128,
-) -> SparseWeight:
-    """Prune with error compensation, unstructured or N:M, with the kept weights in half precision or quantised to ``bits``.
+    weight: Tensor, stats: LayerStats | None, *,
+    sparsity: float | None = None, keep_n: int | None = None, of_m: int | None = None, bits: int | None = None,
+    group_size: int = 128, scheme: Scheme = "asymmetric", clip: Clip = "minmax", damping: float = 0.01, block_size: int = 128,
+    value_dtype: ValueType = "float16",
+) -> SparseWeight:  # fmt: skip
+    """Remove the weights whose loss the others can best make up for, and let them.
+
+    The default for pruning with calibration text; :func:`wanda` where that is short. With ``bits`` the kept weights are rounded in
+    the same sweep, so that rounding and pruning errors compensate each other.
 
     Args:
         weight: ``[out_features, in_features]``.
-        stats: Of the layer's inputs; want at least 16 tokens an input feature, else :func:`wanda` is safer.
-        sparsity: Fraction to remove, exact over the matrix, adaptive over rows; 0.5 if nothing is given.
-        keep_n: Weights to keep of every ``of_m`` neighbouring inputs.
+        stats: Statistics of the inputs; at least 16 tokens an input feature, or the fit does not carry over to other text.
+        sparsity: Fraction removed, 0.5 unless given; exactly ``round(sparsity * numel)`` weights, uneven over rows but even over blocks.
+        keep_n: With ``of_m``, instead of ``sparsity``: keep ``keep_n`` of every ``of_m`` neighbouring inputs.
         of_m: See ``keep_n``.
-        bits: Also quantise the kept weights to 1 to 8 bits, compensating for both at once.
-        group_size: Inputs that share a scale when quantising; -1 for whole rows.
-        scheme: As in :class:`Grid`.
-        damping: Added to the diagonal of the hessian, relative to its mean; raised until the factorisation exists.
-        block_size: Columns among which an unstructured mask is chosen jointly.
+        bits: 1 to 8 to quantise the kept weights too.
+        group_size: Neighbouring inputs that share a scale, if ``bits`` are given; divides ``in_features``, -1 for one group a row.
+        scheme: As for :func:`gptq`.
+        clip: As for :func:`gptq`.
+        damping: Added to the diagonal of the Hessian, relative to its mean; raised tenfold until the factorisation succeeds.
+        block_size: Columns whose mask is chosen at once.
+        value_dtype: Type of the stored values, if no ``bits`` are given.
 
     Returns:
-        The weight; ``report`` holds ``damping``, ``dead_inputs`` and ``loss``, the squared output error a token in the damped metric.
+        The weight; its ``report`` holds ``sparsity``, the ``damping`` used, ``dead_inputs`` (the first to be pruned) and
+        ``damped_error``.
 
     Raises:
-        InvalidArgument: On NaN or Inf, missing statistics or an option out of range.
-        TersorError: If the hessian cannot be factored at any damping.
+        InvalidArgument: On an option out of range, a weight that is not a finite matrix, or missing or foreign statistics.
 
     Reference:
-        Frantar, Alistarh: SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, 2023.
+        Frantar, Alistarh: "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", 2023.
     """
-    check_matrix(weight)
-    sparsity = 0.5 if sparsity is None and keep_n is None and of_m is None else sparsity
-    check_sparsity(sparsity, keep_n, of_m, weight.shape[1])
-    if block_size < 1:
-        raise InvalidArgument(f"block_size must be at least 1, got {block_size}")
-    grid = None if bits is None else Grid(bits, group_size, scheme)
-    if grid is not None:
-        grid.check(weight.shape[1])
-    stats = need_stats(stats, weight, "sparsegpt")
+    stats = check_stats("sparsegpt", stats)
+    values = check_weight(weight, stats)
+    shape = (values.shape[0], values.shape[1])
+    pattern = Pattern.of(shape[1], sparsity, keep_n, of_m)
+    check_choice("value_dtype", value_dtype, ValueType)
+    check_choice("clip", clip, Clip)
+    check_number("damping", damping, 0.0)
+    check_integer("block_size", block_size, 1)
+    grid = None if bits is None else Grid.of(shape[1], bits, scheme, group_size)
     factor = factorize(stats, damping)
-    pruned, mask, loss = prune(weight, factor, sparsity, keep_n, of_m, block_size)
-    if grid is None:
-        compressed = SparseWeight.from_dense(pruned, mask, torch.float16, keep_n=keep_n, of_m=of_m)
-    else:
-        # The mask of the pruning sweep, and one sweep from the original weights that prunes and rounds: each weight's error is spread once.
-        codes, levels, loss = compensate(weight, grid, factor, stats, grid.fit(pruned), mask, block_size)
-        compressed = SparseWeight.from_quantized(grid.pack(codes, levels), mask, keep_n=keep_n, of_m=of_m)
-    compressed.report = {**factor.report, "loss": loss}
+    rounder = None if grid is None else GroupRounder(grid, shape, clip, stats.mean_square)
+    step = block_step(block_size, 1 if grid is None else grid.group_size, pattern.of_m)
+    pruner = _Pruner(pattern, factor, shape, step, rounder)
+    columns = sweep_columns(values, factor)
+    loss = sweep(columns, factor, step, pruner)
+    compressed = _store(columns, pruner, value_dtype)
+    compressed.report = {
+        "sparsity": compressed.sparsity, "damping": factor.damping, "dead_inputs": factor.dead_inputs, "damped_error": loss,
+    }  # fmt: skip
     return compressed
 
 
-def prune(
-    weight: Tensor, factor: HessianFactor, sparsity: float | None, keep_n: int | None, of_m: int | None, block_size: int,
-) -> tuple[Tensor, Tensor, float]:
-    """The pruned and compensated weight, its mask (true where kept) and the squared output error a token in the damped metric."""
-    rows, columns = weight.shape
-    if of_m is not None:
-        block_size = math.lcm(block_size, of_m)
-    work, upper = weight.float().clone(), factor.upper.float()
-    mask = torch.ones(rows, columns, dtype=torch.bool)
-    loss, removed = 0.0, 0
-    for start in range(0, columns, block_size):
-        end = min(start + block_size, columns)
-        block = work[:, start:end].contiguous()
-        corner = upper[start:end, start:end].contiguous()
-        if of_m is None:
-            assert sparsity is not None
-            count = round(sparsity * rows * end) - removed  # of this block, so that the whole is exact
-            removed += count
-            keep = lowest_mask((block / corner.diagonal()).square().reshape(1, -1), count).reshape(block.shape).to(torch.uint8)
-        else:
-            keep = torch.ones(block.shape, dtype=torch.uint8)
-        errors = torch.empty_like(block)
-        prune_sweep()(block.numpy(), corner.numpy(), keep.numpy(), np.int64(keep_n or 0), np.int64(of_m or 0), errors.numpy())
-        work[:, start:end], mask[:, start:end] = block, keep.bool()
-        loss += float(errors.double().square().sum())
-        if end < columns:
-            work[:, end:].addmm_(errors, upper[start:end, end:], alpha=-1)
-    return work, mask, loss
+class _Pruner:
+    """A ``replace`` for :func:`sweep`: zero where the mask says so, the value (or its rounding) elsewhere."""
+
+    def __init__(self, pattern: Pattern, factor: HessianFactor, shape: tuple[int, int], step: int, rounder: GroupRounder | None) -> None:
+        self.pattern, self.step, self.rounder = pattern, step, rounder
+        self.keep = torch.ones(shape[1], shape[0], dtype=torch.bool)
+        self._importance = factor.diagonal.pow(-2).float().unsqueeze(1)
+        self._removed = 0
+
+    def __call__(self, columns: Tensor, column: int) -> Tensor:
+        size = self.pattern.of_m if self.pattern.is_grouped else self.step
+        if column % size == 0:
+            self._choose(columns, column, min(column + size, columns.shape[0]))
+        value = columns[column] if self.rounder is None else self.rounder(columns, column)
+        return value * self.keep[column]
+
+    def _choose(self, columns: Tensor, start: int, end: int) -> None:
+        score = columns[start:end].square() * self._importance[start:end]
+        if self.pattern.is_grouped:
+            self.keep[start:end] = self.pattern.keep_in_groups(score.T).T
+            return
+        # The running total makes the count exact for the matrix, not merely for each block.
+        total = round(self.pattern.sparsity * columns.shape[1] * end)
+        removed = min(total - self._removed, score.numel())
+        self.keep[start:end] = keep_highest(score, removed)
+        self._removed += removed
+
+
+def _store(columns: Tensor, pruner: _Pruner, value_dtype: ValueType) -> SparseWeight:
+    mask = pruner.keep.T.contiguous()
+    if pruner.rounder is None:
+        return pruner.pattern.store(columns.T, mask, value_dtype)
+    keep_n, of_m = (pruner.pattern.keep_n, pruner.pattern.of_m) if pruner.pattern.is_grouped else (None, None)
+    return SparseWeight.from_quantized(pruner.rounder.grid.pack(*pruner.rounder.result), mask, keep_n=keep_n, of_m=of_m)

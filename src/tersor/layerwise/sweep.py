@@ -46,6 +46,11 @@ def sweep(columns: Tensor, factor: HessianFactor, step: int, replace: Replace) -
     return loss
 
 
+def sweep_columns(weight: Tensor, factor: HessianFactor) -> Tensor:
+    """An own copy of ``weight`` as :func:`sweep` takes it: transposed, in the order of ``factor``."""
+    return weight.T.clone(memory_format=torch.contiguous_format) if factor.order is None else weight.T[factor.order].contiguous()
+
+
 def block_step(block_size: int, group_size: int, of_m: int = 1) -> int:
     """Columns of a block, near ``block_size``, such that no group of M is cut and every quantisation group either starts a block or lies
     inside one: only then does a group see all earlier updates when its grid or mask is chosen.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,10 @@ class Propagation:
         for start in range(0, self.tokens.shape[0], self._batch_size):
             yield slice(start, min(start + self._batch_size, self.tokens.shape[0]))
 
+    def mask_of(self, rows: slice) -> Tensor | None:
+        """The mask of a batch."""
+        return None if self.mask is None else self.mask[rows]
+
     def inputs(self, rows: slice) -> Any:
         """What the last block that was advanced returned for a batch; ``None`` before the first."""
         return with_hidden(self._form[rows.start], self._states.read(rows)) if self._form else None
@@ -106,7 +110,7 @@ class Propagation:
             observer: Told the mask of every batch before it runs.
         """
         for rows in self.batches():
-            mask = None if self.mask is None else self.mask[rows]
+            mask = self.mask_of(rows)
             if observer is not None:
                 observer.begin(mask)
             inputs = self.inputs(rows) if index else None
@@ -142,10 +146,10 @@ class Observer:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Observe inside."""
-        hooks = [
-            layer.register_forward_pre_hook(lambda _, args, kwargs, name=name: self._observe(name, (*args, *kwargs.values())[0]), with_kwargs=True)
-            for name, layer in self._layers.items()
-        ]
+        def hook_of(name: str) -> Callable[..., None]:
+            return lambda _, args, kwargs: self._observe(name, (*args, *kwargs.values())[0])
+
+        hooks = [layer.register_forward_pre_hook(hook_of(name), with_kwargs=True) for name, layer in self._layers.items()]
         try:
             yield
         finally:
@@ -162,7 +166,9 @@ class Observer:
         key = (inputs.data_ptr(), tuple(inputs.shape), inputs.stride(), inputs._version)
         leader, _ = self._seen.setdefault(key, (name, inputs))
         if self._leader.setdefault(name, leader) != leader:
-            raise TersorError(f"layer {name} shares its input with {leader} for some sequences and not for others; calibrate with one sequence a batch")
+            raise TersorError(
+                f"layer {name} shares its input with {leader} for some sequences and not for others; calibrate with one sequence a batch"
+            )
         if leader == name:
             self._sums.setdefault(name, StatsAccumulator(inputs.shape[-1])).update(inputs, self._mask_for(name, inputs))
 
@@ -173,5 +179,7 @@ class Observer:
         if inputs.ndim == 2 and inputs.shape[0] == mask.shape[0] != mask.numel():
             return None  # A pooler: one row a sequence, and no sequence is padding alone.
         if math.prod(inputs.shape[:-1]) != mask.numel() or (inputs.ndim > 2 and inputs.shape[:-1] != mask.shape):
-            raise InvalidArgument(f"layer {name} sees inputs of shape {tuple(inputs.shape)}, where padding cannot be told; use sequences of one length")
+            raise InvalidArgument(
+                f"layer {name} sees inputs of shape {tuple(inputs.shape)}, where padding cannot be told; use sequences of one length"
+            )
         return mask

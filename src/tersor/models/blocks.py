@@ -161,7 +161,7 @@ def _observe_outside(module: nn.Module, blocks: Blocks, propagation: Propagation
 
 
 def _run_tail(module: nn.Module, blocks: Blocks, propagation: Propagation, rows: slice, observer: Observer) -> None:
-    mask = None if propagation.mask is None else propagation.mask[rows]
+    mask = propagation.mask_of(rows)
     observer.begin(mask)
     try:
         with skipped(blocks, len(blocks), propagation.inputs(rows)):
@@ -201,11 +201,12 @@ def check_propagation(model: Model, tokens: Tensor, *, batch_size: int = 4, mask
             # The last entry of the reference is behind the final norm: the logits below stand for it.
             if index + 1 < len(blocks):
                 got = torch.cat([hidden_of(propagation.inputs(rows)) for rows in propagation.batches()])
-                worst = max(worst, _deviation(f"the output of block {index}", got, [states[index + 1] for states in reference], propagation.mask, tolerance))
+                expected = [states[index + 1] for states in reference]
+                worst = max(worst, _deviation(f"the output of block {index}", got, expected, propagation.mask, tolerance))
         outputs = []
         for rows in propagation.batches():
             with skipped(blocks, len(blocks), propagation.inputs(rows)):
-                outputs.append(logits_of(run_model(model.module, tokens[rows], None if propagation.mask is None else propagation.mask[rows])))
+                outputs.append(logits_of(run_model(model.module, tokens[rows], propagation.mask_of(rows))))
         return max(worst, _deviation("the output", torch.cat(outputs), logits, propagation.mask, tolerance))
     finally:
         propagation.close()
@@ -227,7 +228,9 @@ def _deviation(what: str, got: Tensor, expected: list[Tensor], mask: Tensor | No
         keep = slice(None) if mask is None else mask[row]
         difference = float((got[row][keep] - reference[keep]).abs().max() / reference[keep].abs().max())
         if not difference <= tolerance:
-            raise TersorError(f"propagating block by block does not reproduce the model: {what} on sequence {row} is {difference:.2g} off (relative)")
+            raise TersorError(
+                f"propagating block by block does not reproduce the model: {what} on sequence {row} is {difference:.2g} off (relative)"
+            )
         worst = max(worst, difference)
     return worst
 
@@ -236,10 +239,12 @@ def _check_tokens(name: str, tokens: Tensor, mask: Tensor | None, model: Model) 
     if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype != torch.long:
         raise InvalidArgument(f"{name} must be int64 token ids [n_sequences, length], got {tokens.dtype} of shape {tuple(tokens.shape)}")
     if tokens.shape[1] > model.max_context:
-        raise InvalidArgument(f"{name} has sequences of {tokens.shape[1]} tokens, the model takes {model.max_context}; cut them with tersor.data.windows")
+        raise InvalidArgument(
+            f"{name} has sequences of {tokens.shape[1]} tokens, the model takes {model.max_context}; cut them with tersor.data.windows"
+        )
     table = token_table(model.module)
     vocabulary = getattr(table, "num_embeddings", None)
     if vocabulary is not None and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
         raise InvalidArgument(f"{name} holds ids from {int(tokens.min())} to {int(tokens.max())}, the vocabulary has {vocabulary}")
-    if mask is not None and (mask.shape != tokens.shape or not bool(mask.bool().any())):
-        raise InvalidArgument(f"the mask of {name} must have its shape {tuple(tokens.shape)} and keep at least one token")
+    if mask is not None and (mask.shape != tokens.shape or not bool(mask.bool().any(1).all())):
+        raise InvalidArgument(f"the mask of {name} must have its shape {tuple(tokens.shape)} and keep a token of every sequence")

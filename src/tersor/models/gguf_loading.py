@@ -1,4 +1,4 @@
-"""Models from GGUF files: configuration and tokenizer as transformers reads them, tensors several times faster, then a plain float32 model."""
+"""Models from GGUF files: configuration and tokenizer as transformers reads them, tensors much faster, a plain float32 model out."""
 
 from __future__ import annotations
 
@@ -71,10 +71,16 @@ def _config(header: GGUFHeader) -> Any:
                 config = AutoConfig.from_pretrained(folder, gguf_file="header.gguf", local_files_only=True)
         except Exception as error:
             if "is not supported" in str(error):
-                raise InvalidArgument(f"{header.path} is of the architecture {header.architecture!r}, which transformers cannot read from GGUF") from None
+                message = f"{header.path} is of the architecture {header.architecture!r}, which transformers cannot read from GGUF"
+                raise InvalidArgument(message) from None
             raise CorruptFile(f"{header.path} does not describe a {header.architecture} model: {first_line(error)}") from None
-    if f"{header.architecture}.vocab_size" not in header.metadata and "tokenizer.ggml.tokens" in header.metadata:
-        config.vocab_size = len(header.metadata["tokenizer.ggml.tokens"])
+    # The table itself is the surest source; some architectures' readers look elsewhere or not at all.
+    for tensor in header.tensors:
+        if tensor.name == "token_embd.weight":
+            config.vocab_size = tensor.shape[0]
+    if header.architecture == "gpt2":
+        # Transformers leaves its default, which fits no model but GPT-2's own sizes.
+        config.n_positions = header.metadata.get("gpt2.context_length", config.n_positions)
     return config
 
 
@@ -131,7 +137,8 @@ def _module(header: GGUFHeader, config: Any) -> Any:
         values = convert(info.name, _dequantized(header, info))
         if values.shape != expected[target].shape:
             raise CorruptFile(
-                f"{header.path}: tensor {info.name} has shape {list(values.shape)}, the configuration asks for {list(expected[target].shape)}"
+                f"{header.path}: tensor {info.name} has shape {list(values.shape)}, "
+                f"the configuration asks for {list(expected[target].shape)}"
             )
         tensors[target] = torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
     module, report = cls.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True)
@@ -146,7 +153,7 @@ def _names(skeleton: Any, config: Any) -> dict[str, str]:
 
     arch = next(key for key, value in MODEL_ARCH_NAMES.items() if value == config.model_type)
     table = get_tensor_name_map(arch, config.num_hidden_layers)
-    names = {}
+    names: dict[str, str] = {}
     for key in skeleton.state_dict():
         stem, _, suffix = key.rpartition(".")
         if (stored := table.get_name(stem)) is not None:
@@ -187,14 +194,16 @@ def _dequantized(header: GGUFHeader, info: GGUFTensorInfo) -> np.ndarray:
     try:
         values = dequantize(raw.reshape(raw.shape[0] // wide, -1), info.type)
     except NotImplementedError:
-        raise InvalidArgument(f"{header.path}: tensor {info.name} is stored as {info.type.name}, which the gguf package cannot decode") from None
+        raise InvalidArgument(f"{header.path}: tensor {info.name} is stored as {info.type.name}, which gguf cannot decode") from None
     return np.asarray(values).astype(np.float32, copy=False).reshape(info.shape)
 
 
 def _module_by_transformers(path: Path, config: Any) -> Any:
     cls = model_class(config)
     try:
-        module, report = cls.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+        module, report = cls.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True, output_loading_info=True,
+        )  # fmt: skip
     except Exception as error:
         raise CorruptFile(f"{path} cannot be read as {cls.__name__}: {first_line(error)}") from None
     if missing := report["missing_keys"]:

@@ -6,6 +6,7 @@ import math
 import mmap
 import struct
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class _Cursor:
         self.at = 4
         version, n_tensors, n_pairs = self.unpack("IQQ", "the counts")
         if version not in _VERSIONS:
-            raise InvalidArgument(f"{self.path} is GGUF version {version}; little-endian versions 2 and 3 are supported, convert it with llama.cpp")
+            raise InvalidArgument(f"{self.path} is GGUF version {version}; little-endian 2 and 3 are read, convert it with llama.cpp")
         self.check_count(n_pairs, _MIN_PAIR, "metadata entries")
         self.check_count(n_tensors, _MIN_TENSOR, "tensors")
         metadata, types = self.metadata(n_pairs)
@@ -163,8 +164,8 @@ class _Cursor:
         nbytes = math.prod(shape) // block * block_bytes
         if offset % alignment or start + offset + nbytes > self.size:
             raise CorruptFile(
-                f"{self.path}: tensor {name} of shape {list(shape)} would take {nbytes} bytes from offset {offset}, the file has {self.size}; it is "
-                "truncated or damaged"
+                f"{self.path}: tensor {name} of shape {list(shape)} would take {nbytes} bytes from offset {offset}, "
+                f"the file has {self.size}; it is truncated or damaged"
             )
         return GGUFTensorInfo(name, shape, GGMLQuantizationType(kind), start + offset, nbytes)
 
@@ -173,7 +174,7 @@ class _Cursor:
         if len(names) != len(tensors):
             raise CorruptFile(f"{self.path} names a tensor twice")
         ordered = sorted(tensors, key=lambda tensor: tensor.start)
-        for first, second in zip(ordered, ordered[1:], strict=False):
+        for first, second in pairwise(ordered):
             if first.start + first.nbytes > second.start:
                 raise CorruptFile(f"{self.path}: tensors {first.name} and {second.name} overlap")
 

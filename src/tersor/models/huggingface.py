@@ -44,8 +44,8 @@ def load_folder(path: Path, name: str | None = None) -> Model:
             )  # fmt: skip
         except (RuntimeError, ValueError, OSError, KeyError) as error:
             raise CorruptFile(f"{path} cannot be loaded as {cls.__name__}: {first_line(error)}") from None
-    if report["missing_keys"]:
-        raise CorruptFile(f"{path} lacks {len(report['missing_keys'])} tensors of {cls.__name__}, the first is {min(report['missing_keys'])}")
+    if missing := report["missing_keys"]:
+        raise CorruptFile(f"{path} lacks {len(missing)} tensors of {cls.__name__}, the first is {min(missing)}")
     check_finite(module, str(path))
     return Model(module, load_tokenizer(path), name or path.resolve().name)
 
@@ -56,7 +56,7 @@ def check_weight_files(path: Path) -> None:
     if not files:
         pickles = [file.name for file in path.iterdir() if file.suffix in _PICKLES]
         if pickles:
-            raise InvalidArgument(f"{path} holds pickled weights only ({pickles[0]}), which can run code; convert them to safetensors first")
+            raise InvalidArgument(f"{path} holds pickled weights only ({pickles[0]}), which can run code; convert them to safetensors")
         raise InvalidArgument(f"{path} has no *.safetensors file with weights")
     index = path / "model.safetensors.index.json"
     if index.is_file() and not (path / "model.safetensors").is_file():
@@ -110,7 +110,7 @@ def model_class(config: Any, name: str | None = None) -> Any:
             return getattr(transformers, mapping)[type(config)]
         except KeyError:
             continue
-    raise InvalidArgument(f"transformers has no model for the configuration {type(config).__name__}; tersor compresses language models and encoders")
+    raise InvalidArgument(f"transformers has no language model or encoder for the configuration {type(config).__name__}")
 
 
 def load_tokenizer(path: Path) -> Any | None:

@@ -27,7 +27,8 @@ class PrefixRunner:
 
     Example:
         >>> import torch, transformers
-        >>> config = transformers.LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2)
+        >>> config = transformers.LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=3,
+        ...                                   num_attention_heads=2)
         >>> model = Model(transformers.LlamaForCausalLM(config))
         >>> runner, tokens = PrefixRunner(model), torch.arange(8)[None]
         >>> full = runner.prepare(tokens)
@@ -68,7 +69,8 @@ class PrefixRunner:
             for hook in hooks:
                 hook.remove()
         if len(self._outputs) != self.n_blocks:
-            raise InvalidArgument(f"{type(self._module).__name__} ran {len(self._outputs)} blocks of {self.n_blocks}; its prefix cannot be reused")
+            ran = len(self._outputs)
+            raise InvalidArgument(f"{type(self._module).__name__} ran {ran} blocks of {self.n_blocks}; its prefix cannot be reused")
         self._tokens, self._mask = tokens, mask
         self.blocks_run += self.n_blocks
         return logits

@@ -14,7 +14,7 @@ from tersor.models.huggingface import first_line, load_tokenizer, model_class, q
 from tersor.models.model import Model, is_linear
 from tersor.models.storage import CONFIG, DESCRIPTION, FORMAT, TENSORS, description_checksum
 from tersor.models.tensorfile import file_sha256, read_header
-from tersor.weights.base import check_state, weight_from_config
+from tersor.weights.base import CompressedWeight, check_state, weight_from_config
 from tersor.weights.modules import CompressedEmbedding, CompressedLinear, compressed_layer, dense_shape
 
 
@@ -60,7 +60,9 @@ def read_description(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise CorruptFile(f"{path / DESCRIPTION} is damaged; save the model again") from None
     if type(version) is int and version > FORMAT:
-        raise InvalidArgument(f"{path} was written by tersor {description.get('tersor')} in format {version}; this version reads up to {FORMAT}")
+        raise InvalidArgument(
+            f"{path} was written by tersor {description.get('tersor')} in format {version}; this version reads up to {FORMAT}"
+        )
     expected = {"name": str, "architecture": str, "weights": dict, "tied": dict, "provenance": dict, "sha256": dict}
     whole = all(isinstance(description.get(key), kind) for key, kind in expected.items())
     if not whole or description.get("checksum") != description_checksum(description):
@@ -71,7 +73,7 @@ def read_description(path: Path) -> dict[str, Any]:
     read_header(path / TENSORS)
     for file in (CONFIG, TENSORS):
         if file_sha256(path / file) != description["sha256"].get(file):
-            raise CorruptFile(f"{path / file} was changed or damaged after it was written: its SHA-256 differs from the one in {DESCRIPTION}")
+            raise CorruptFile(f"{path / file} was changed or damaged after it was written: its SHA-256 is not the one in {DESCRIPTION}")
     return description
 
 
@@ -84,28 +86,28 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _put_compressed(module: nn.Module, weights: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
-    put: dict[str, nn.Module] = {}
+    put: dict[str, CompressedWeight] = {}
     for name, config in weights.items():
         layer = _layer(module, name, path)
         if not isinstance(config, dict):
             raise CorruptFile(f"{path}: the description of layer {name} is damaged")
         if "tied_to" in config:
             source = put.get(str(config["tied_to"]))
-            if source is None or source.weight.shape != dense_shape(layer):
+            if source is None or source.shape != dense_shape(layer):
                 raise CorruptFile(f"{path}: layer {name} is tied to {config['tied_to']!r}, which holds no weight of its shape")
-            weight = source.weight
+            weight = source
         else:
             with torch.device("meta"):
                 weight = weight_from_config(config)
             if weight.shape != dense_shape(layer):
-                raise CorruptFile(f"{path}: layer {name} of shape {dense_shape(layer)} cannot hold the stored weight of shape {weight.shape}")
+                raise CorruptFile(f"{path}: layer {name} of shape {dense_shape(layer)} cannot hold a stored weight of {weight.shape}")
             prefix = f"{name}.weight."
             own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
             check_state(weight, own, name)
             weight.load_state_dict(own, assign=True)
-        put[name] = compressed_layer(layer, weight)
+        put[name] = weight
         parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, put[name])
+        setattr(module.get_submodule(parent), child, compressed_layer(layer, weight))
 
 
 def _layer(module: nn.Module, name: str, path: Path) -> nn.Module:
@@ -131,7 +133,9 @@ def _put_dense(module: nn.Module, tied: dict[str, Any], tensors: dict[str, Tenso
     for key, promised in expected.items():
         stored = tensors[key]
         if stored.shape != promised.shape or stored.is_floating_point() != promised.is_floating_point():
-            raise CorruptFile(f"{path / TENSORS}: tensor {key} has shape {list(stored.shape)}, the configuration asks for {list(promised.shape)}")
+            raise CorruptFile(
+                f"{path / TENSORS}: tensor {key} has shape {list(stored.shape)}, the configuration asks for {list(promised.shape)}"
+            )
         values[key] = stored.float() if stored.is_floating_point() else stored
     module.load_state_dict(values, strict=False, assign=True)
     for alias, source in tied.items():
@@ -150,7 +154,7 @@ def _fill_buffers(module: nn.Module) -> None:
     """Compute the tables that are not stored, such as rotary frequencies, on the modules that the meta device left without."""
     for tensor in module.state_dict(keep_vars=True).values():
         # How transformers marks what its initialisation must leave alone.
-        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+        tensor._is_hf_initialized = True
     for part in module.modules():
         empty = {key: buffer for key, buffer in part._buffers.items() if buffer is not None and buffer.is_meta}
         for key, buffer in empty.items():

@@ -129,7 +129,8 @@ def _write_files(model: Model, tensors: dict[str, Promise], folder: Path) -> Non
     checksum = write_tensors(folder / TENSORS, tensors)
     model.config.save_pretrained(folder)
     if getattr(model.module, "generation_config", None) is not None:
-        model.module.generation_config.save_pretrained(folder)
+        generation_config: Any = model.module.generation_config
+        generation_config.save_pretrained(folder)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
     description = _description(model)

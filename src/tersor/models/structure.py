@@ -58,13 +58,14 @@ def find_blocks(module: nn.Module | Model) -> Blocks:
         InvalidArgument: If there is no such list, or the model runs its blocks more than once.
     """
     root = module.module if isinstance(module, Model) else module
-    found = [(name, part) for name, part in root.named_modules() if isinstance(part, nn.ModuleList) and len(part) and all(map(linear_layers, part))]
+    lists = {name: part for name, part in root.named_modules() if isinstance(part, nn.ModuleList) and len(part)}
+    found = {name: part for name, part in lists.items() if all(map(linear_layers, part))}
     if not found:
-        raise InvalidArgument(f"{type(root).__name__} has no list of blocks with linear layers; tersor walks transformer decoders and encoders")
-    name, modules = max(found, key=lambda item: len(linear_layers(item[1])))
+        raise InvalidArgument(f"{type(root).__name__} has no list of blocks with linear layers; only transformer stacks can be walked")
+    name, modules = max(found.items(), key=lambda item: len(linear_layers(item[1])))
     depth = getattr(getattr(root, "config", None), "num_hidden_layers", None)
     if isinstance(depth, int) and depth != len(modules):
-        raise InvalidArgument(f"{type(root).__name__} runs {depth} layers out of {len(modules)} blocks; shared blocks cannot be walked one by one")
+        raise InvalidArgument(f"{type(root).__name__} runs {depth} layers out of {len(modules)} blocks; shared blocks cannot be walked")
     head = output_head(root)
     return Blocks(name, modules, name_of(root, head) if head is not None and not is_tied(root) else None)
 
@@ -74,7 +75,7 @@ def linear_layers(module: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     return {f"{prefix}{name}": part for name, part in module.named_modules() if is_linear(part)}
 
 
-class Stop(Exception):  # noqa: N818 - control flow, not an error
+class Stop(Exception):
     """Ends a forward pass early, carrying what was wanted from it."""
 
     def __init__(self, output: Any) -> None:

@@ -61,8 +61,9 @@ class ModelSummary:
     def __str__(self) -> str:
         width = max((len(row.name) for row in self.layers), default=0)
         lines = [
-            f"{row.name:<{width}}  {row.kind:<10} {row.shape[0]:>7} x {row.shape[1]:<6} {row.nbytes:>12,} bytes {row.bits_per_weight:6.2f} bits"
+            f"{row.name:<{width}}  {row.kind:<10} {rows:>7} x {columns:<6} {row.nbytes:>12,} bytes {row.bits_per_weight:6.2f} bits"
             for row in self.layers
+            for rows, columns in [row.shape]
         ]
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(row.kind for row in self.layers).items())
         average = 8 * self.nbytes / self.n_parameters
@@ -70,7 +71,8 @@ class ModelSummary:
             [
                 *lines,
                 f"{self.name}: {self.architecture}, {self.n_parameters:,} parameters, {kinds}",
-                f"{self.nbytes:,} bytes of tensors ({self.file_nbytes:,} as a file), {average:.2f} bits a parameter, {self.rest_nbytes:,} bytes beside the layers",
+                f"{self.nbytes:,} bytes of tensors ({self.file_nbytes:,} as a file), {average:.2f} bits a parameter, "
+                f"{self.rest_nbytes:,} bytes beside the layers",
             ]
         )
 

@@ -21,6 +21,8 @@ from tersor.pipeline.texts import Texts
 from tersor.weights import CompressedWeight
 from tersor.weights.modules import matrix_of, set_matrix
 
+GROUP_SIZE = 64  # inputs that share a scale unless the user says otherwise
+
 LevelChoice = tuple[str, dict[str, Any]]
 Fitted = list[tuple[Level, CompressedWeight]]
 
@@ -87,9 +89,9 @@ class Plan:
             InvalidArgument: If ``skip`` leaves no layer.
         """
         kept = [name for name in model.linears() if not any(part in name for part in recipe.skip)]
-        choices = {name: recipe.expanded("levels") for name in kept}
-        tables = list(model.embeddings())[:1] if recipe.embeddings else []
-        choices |= {name: recipe.expanded("embeddings") for name in tables}
+        tables = list(model.embeddings()) if recipe.embeddings else []
+        wanted = {name: recipe.expanded("levels") for name in kept} | {name: recipe.expanded("embeddings") for name in tables}
+        choices = {name: [with_group_size(choice, model.shape(name)[1]) for choice in pairs] for name, pairs in wanted.items()}
         if not choices:
             raise InvalidArgument("nothing to compress: the model has no linear layers, or 'skip' names them all")
         return cls(choices, frozenset(tables), fraction)
@@ -152,6 +154,18 @@ def _propagate(names: list[str], layers: dict[str, nn.Module], plan: Plan, datab
         undo.append((layer, original))
         set_matrix(layer, database.weight(name, propagated_level(database.levels(name), original.numel(), plan.fraction)).dense())
     return undo
+
+
+def with_group_size(choice: LevelChoice, in_features: int) -> LevelChoice:
+    """``choice`` with a group size that divides the layer, where its method takes one and the user named none.
+
+    The largest multiple of 8 up to :data:`GROUP_SIZE`, since scales of smaller groups cost more than they gain; whole rows if there is none.
+    """
+    method, options = choice
+    if "group_size" not in find_method(method).options or "group_size" in options:
+        return choice
+    fits = (size for size in range(GROUP_SIZE, 7, -8) if in_features % size == 0)
+    return method, {**options, "group_size": next(fits, -1)}
 
 
 def propagated_level(levels: list[Level], numel: int, fraction: float | None) -> int:

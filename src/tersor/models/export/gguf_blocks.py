@@ -185,6 +185,6 @@ BLOCK_TYPES = {
         BlockType("Q5_0", 32, 22, 32, -16, 15, False, None, _pack_q5_0),
         BlockType("Q5_1", 32, 24, 32, 0, 31, True, None, _pack_q5_1),
         BlockType("Q6_K", 256, 210, 16, -32, 31, False, (-128, 127), _pack_q6_k),
-        BlockType("Q8_0", 32, 34, 32, -127, 127, False, None, _pack_q8_0),
+        BlockType("Q8_0", 32, 34, 32, -128, 127, False, None, _pack_q8_0),
     )
 }

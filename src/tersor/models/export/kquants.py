@@ -121,17 +121,23 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def _round_codes(x: Tensor, step: Tensor, offset: Tensor, kind: BlockType) -> Tensor:
-    return _ratio(x + offset, step).round().clamp(kind.low, kind.high)
+    return _ratio(x + offset, step).round().clamp(_lowest(kind), kind.high)
+
+
+def _lowest(kind: BlockType) -> int:
+    # The reference never makes the code -128, which some kernels cannot negate.
+    return max(kind.low, -127)
 
 
 def _symmetric(x: Tensor, w: Tensor, kind: BlockType) -> _State:
     """Best scale of each group among trials, then integer scales of the block that come nearest."""
     extreme = x.gather(-1, x.abs().argmax(-1, keepdim=True))
+    low = _lowest(kind)
     best_scale, best_gain = torch.zeros_like(extreme), torch.full_like(extreme, -1.0)
     for trial in range(_SYMMETRIC_TRIALS):
         # The longer, negative side of the code range is given to the value of largest magnitude.
-        inverse = _ratio((kind.low - 0.1 * (trial - _SYMMETRIC_TRIALS // 2)) * torch.ones_like(extreme), extreme)
-        codes = (x * inverse).round().clamp(kind.low, kind.high)
+        inverse = _ratio((low - 0.1 * (trial - _SYMMETRIC_TRIALS // 2)) * torch.ones_like(extreme), extreme)
+        codes = (x * inverse).round().clamp(low, kind.high)
         product, power = (w * x * codes).sum(-1, keepdim=True), (w * codes.square()).sum(-1, keepdim=True)
         gain = _ratio(product.square(), power)
         better = gain > best_gain
