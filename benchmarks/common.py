@@ -202,9 +202,11 @@ def machine(threads: int | None = None) -> dict[str, Any]:
     return found if threads is None else {**found, "threads": threads}
 
 
-def own_versions(names: Iterable[str] = ("tersor", "torch", "transformers", "numba", "numpy")) -> dict[str, str]:
+def own_versions(names: Iterable[str] = ("torch", "transformers", "numba", "numpy")) -> dict[str, str]:
     """Installed versions here; Python's own among them."""
-    found = {"python": platform.python_version()}
+    import tersor
+
+    found = {"python": platform.python_version(), "tersor": tersor.__version__}
     for name in names:
         try:
             found[name] = version(name)

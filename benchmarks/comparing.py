@@ -26,7 +26,7 @@ class Material:
     evaluation: Any
 
 
-def prepare(name: str, calibration: str, held_out: str, *, tokens: int, context: int, evaluation: int, folder: Path) -> Material:
+def prepare(name: str, calibration: str, held_out: str, *, tokens: int, context: int, evaluation: int, folder: Path, blocks: int | None = None) -> Material:
     """Write the dense folder and the calibration windows of the model ``name`` into ``folder``.
 
     Args:
@@ -37,6 +37,7 @@ def prepare(name: str, calibration: str, held_out: str, *, tokens: int, context:
         context: Window length.
         evaluation: Tokens to be judged on.
         folder: Where to write.
+        blocks: Keep only so many blocks of the model, for a trial run.
     """
     from safetensors.torch import save_file
 
@@ -47,6 +48,9 @@ def prepare(name: str, calibration: str, held_out: str, *, tokens: int, context:
     from tersor.pipeline.texts import prepare_texts
 
     model = load(name)
+    if blocks is not None:
+        shorten(model, blocks)
+        name = f"the first {blocks} blocks of {name}"
     fitted, judged = split_texts(calibration, held_out)
     text = folder / "calibration.txt"
     text.write_text(fitted, encoding="utf-8")
@@ -58,6 +62,12 @@ def prepare(name: str, calibration: str, held_out: str, *, tokens: int, context:
     save_dense(model, folder / "dense")
     chosen = data.windows(model.encode(judged), context)[: max(1, evaluation // context)]
     return Material(name, folder / "dense", folder / "tokens.safetensors", options, chosen)
+
+
+def shorten(model: Any, blocks: int) -> None:
+    """Cut a Llama down to its first blocks, in place: no sense is left in what it says, but its layers are real."""
+    model.module.model.layers = model.module.model.layers[:blocks]
+    model.config.num_hidden_layers = blocks
 
 
 def save_dense(model: Any, folder: Path) -> None:

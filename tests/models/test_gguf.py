@@ -144,6 +144,17 @@ def test_an_unquantised_file_gives_the_original(module: Any, tiny: SimpleNamespa
     torch.testing.assert_close(tiny.outputs(ours, TOKENS), tiny.outputs(Model(module), TOKENS), rtol=0, atol=1e-5)
 
 
+def test_other_architectures_go_through_transformers_and_lose_its_marks(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = load(file)
+    monkeypatch.setattr("tersor.models.gguf_loading._FAST", ())
+    model = load(file)
+    assert model.fingerprint() == expected.fingerprint()
+    assert torch.equal(model.encode("the letters"), expected.encode("the letters"))
+    model.module.save_pretrained(tmp_path / "plain")
+    model.save(tmp_path / "native")
+    assert load(tmp_path / "plain").fingerprint() == load(tmp_path / "native").fingerprint() == expected.fingerprint()
+
+
 def test_a_gpt2_of_another_context_is_read(tmp_path: Path):
     module = gpt2(n_positions=128).requires_grad_(False)
     loaded = load(write_gguf(tmp_path / "model.gguf", module, TYPE.F32))

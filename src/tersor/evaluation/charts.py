@@ -38,17 +38,19 @@ def quality(rows: Sequence[ReportRow], metric: str, title: str) -> Spec | None:
             values.append({"model": row.name, "megabytes": row.nbytes / 1e6, "value": value, "low": low, "high": high})
     if len(values) < 2:
         return None
+    # Room for the labels, which stand above and across their points.
+    widest, highest = 1.12 * max(item["megabytes"] for item in values), 1.1 * max(item["high"] for item in values)
     base = alt.Chart(alt.Data(values=values)).encode(
-        x=alt.X("megabytes:Q", title="Size (MB)", scale=alt.Scale(zero=True, nice=True, padding=24)),
+        x=alt.X("megabytes:Q", title="Size (MB)", scale=alt.Scale(domainMin=0, domainMax=max(widest, 1e-9), nice=True)),
         tooltip=[
             alt.Tooltip("model:N", title="Model"), alt.Tooltip("megabytes:Q", format=",.2f", title="MB"),
             alt.Tooltip("value:Q", format=".4g", title=title), alt.Tooltip("low:Q", format=".4g", title="less 2 s.e."),
             alt.Tooltip("high:Q", format=".4g", title="plus 2 s.e."),
         ],
     )  # fmt: skip
-    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=metric == "kl", nice=True))
+    y = alt.Y("value:Q", title=title, scale=alt.Scale(domainMax=max(highest, 1e-9), zero=metric == "kl", nice=True))
     bars = base.mark_rule(strokeWidth=2, color=ACCENT).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
-    color = alt.Color("model:N", legend=None, sort=None, scale=alt.Scale(scheme="tableau10"))
+    color = alt.Color("model:N", legend=None, scale=alt.Scale(scheme="tableau10", domain=[row.name for row in rows]))
     points = base.mark_circle(size=110, opacity=1).encode(y=y, color=color)
     labels = base.mark_text(dy=-13, fontSize=12).encode(y=y, text="model:N")
     return _spec(alt.layer(bars, points, labels), 260)

@@ -35,8 +35,8 @@ class Cell:
 
     def html(self) -> str:
         """The cell."""
-        attributes = f' class="number" data-value="{"" if self.value is None else repr(self.value)}"' if self.numeric else ""
-        return f"<td{attributes}>{escape(self.text)}</td>"
+        attributes = f'class="number" data-value="{"" if self.value is None else repr(self.value)}"' if self.numeric else 'class="text"'
+        return f"<td {attributes}>{escape(self.text)}</td>"
 
 
 def page(report: RunReport, charts: Mapping[str, dict[str, Any]], style: str, libraries: str, script: str) -> str:

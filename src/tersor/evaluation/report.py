@@ -67,5 +67,5 @@ def _vega() -> str:
     """Vega, Vega-Lite and vega-embed as one script that needs nothing else."""
     import vl_convert
 
-    bundle: str = vl_convert.javascript_bundle(None)
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return bundle

@@ -250,6 +250,16 @@ def read_byte(context: Any, builder: Any, address: Any) -> Any:
 
 
 @operation(fixed(types.int64))
+def read_short(context: Any, builder: Any, address: Any) -> Any:
+    return builder.sext(read(builder, address, I16), I64)
+
+
+@operation(fixed(types.int64))
+def read_word(context: Any, builder: Any, address: Any) -> Any:
+    return builder.sext(read(builder, address, I32), I64)
+
+
+@operation(fixed(types.int64))
 def read_int(context: Any, builder: Any, address: Any) -> Any:
     return read(builder, address, I64)
 

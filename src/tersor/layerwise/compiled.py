@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 TILE = 64  # output rows that go through a block together: 128 columns of them fill the first-level cache
+SCHEME_NUMBERS = {"symmetric": 0, "asymmetric": 1, "float_min": 2}
+MSE_NORM = np.float32(2.4)  # the exponent that Frantar et al. use: between squared error and the largest error
 HALF = np.float32(8193.0)  # 2^13 + 1: Dekker's constant that splits a float32 at the 11 significant bits of float16
 
 
@@ -106,8 +108,8 @@ def search_range() -> Callable[..., None]:
         low, high: float32 ``[out_features, n_groups]``, the full range.
         coarse, fine: float32 factors, and offsets from the best of them.
         top: Largest code.
-        kind: 0 symmetric, 1 asymmetric, 2 float_min.
-        power: Whether the error is ``|e| ** 2.4`` instead of ``importance * e ** 2``.
+        kind: One of :data:`SCHEME_NUMBERS`.
+        power: Whether the error is ``|e| ** MSE_NORM`` instead of ``importance * e ** 2``.
         best: float32 ``[out_features, n_groups]``, written.
     """
     import numba
@@ -121,7 +123,7 @@ def search_range() -> Callable[..., None]:
             code = np.rint(values[index] * inverse + shift)
             code = min(max(code, np.float32(0.0)), top)
             error = values[index] - (code * scale + zero if float_min else (code - zero) * scale)
-            error_sum += np.abs(error) ** np.float32(2.4) if power else error * error * importance[index]
+            error_sum += np.abs(error) ** MSE_NORM if power else error * error * importance[index]
         return error_sum
 
     @numba.njit(nogil=True, cache=True, error_model="numpy")

@@ -9,7 +9,7 @@ from tersor.layerwise.grid import Clip, Grid, Scheme
 from tersor.layerwise.hessian import factorize
 from tersor.layerwise.registry import register
 from tersor.layerwise.stats import LayerStats
-from tersor.layerwise.sweep import GroupRounder, block_step, sweep, sweep_columns
+from tersor.layerwise.sweep import GroupRounding, block_step, sweep, sweep_columns
 from tersor.weights import QuantizedWeight
 
 
@@ -53,8 +53,9 @@ def gptq(
     check_number("damping", damping, 0.0)
     check_integer("block_size", block_size, 1)
     factor = factorize(stats, damping, act_order)
-    rounder = GroupRounder(grid, (values.shape[0], values.shape[1]), clip, stats.mean_square, factor.order, values)
-    loss = sweep(sweep_columns(values, factor), factor, block_size if act_order else block_step(block_size, grid.group_size), rounder)
-    compressed = grid.pack(*rounder.result)
+    rounding = GroupRounding(grid, (values.shape[0], values.shape[1]), clip, stats.mean_square, factor.order, values if act_order else None)
+    step = block_size if act_order else block_step(block_size, grid.group_size)
+    loss = sweep(sweep_columns(values, factor), factor, step, rounding)
+    compressed = grid.pack(*rounding.result)
     compressed.report = {"damping": factor.damping, "dead_inputs": factor.dead_inputs, "damped_error": loss}
     return compressed

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from tersor.layerwise.checking import check_choice, check_integer, check_number, check_stats, check_weight
 from tersor.layerwise.grid import Clip, Grid, Scheme
-from tersor.layerwise.hessian import HessianFactor, factorize
-from tersor.layerwise.masks import Pattern, ValueType, keep_highest
+from tersor.layerwise.hessian import factorize
+from tersor.layerwise.masks import Pattern, ValueType
 from tersor.layerwise.registry import register
 from tersor.layerwise.stats import LayerStats
-from tersor.layerwise.sweep import GroupRounder, block_step, sweep, sweep_columns
+from tersor.layerwise.sweep import GroupRounding, Pruning, block_step, sweep, sweep_columns
 from tersor.weights import SparseWeight
 
 
@@ -61,49 +61,21 @@ def sparsegpt(
     check_integer("block_size", block_size, 1)
     grid = None if bits is None else Grid.of(shape[1], bits, scheme, group_size)
     factor = factorize(stats, damping)
-    rounder = None if grid is None else GroupRounder(grid, shape, clip, stats.mean_square)
+    rounding = None if grid is None else GroupRounding(grid, shape, clip, stats.mean_square)
     step = block_step(block_size, 1 if grid is None else grid.group_size, pattern.of_m)
-    pruner = _Pruner(pattern, factor, shape, step, rounder)
+    pruning = Pruning(pattern, shape)
     columns = sweep_columns(values, factor)
-    loss = sweep(columns, factor, step, pruner)
-    compressed = _store(columns, pruner, value_dtype)
+    loss = sweep(columns, factor, step, rounding, pruning)
+    compressed = _store(columns, pruning, rounding, value_dtype)
     compressed.report = {
         "sparsity": compressed.sparsity, "damping": factor.damping, "dead_inputs": factor.dead_inputs, "damped_error": loss,
     }  # fmt: skip
     return compressed
 
 
-class _Pruner:
-    """A ``replace`` for :func:`sweep`: zero where the mask says so, the value (or its rounding) elsewhere."""
-
-    def __init__(self, pattern: Pattern, factor: HessianFactor, shape: tuple[int, int], step: int, rounder: GroupRounder | None) -> None:
-        self.pattern, self.step, self.rounder = pattern, step, rounder
-        self.keep = torch.ones(shape[1], shape[0], dtype=torch.bool)
-        self._importance = factor.diagonal.pow(-2).float().unsqueeze(1)
-        self._removed = 0
-
-    def __call__(self, columns: Tensor, column: int) -> Tensor:
-        size = self.pattern.of_m if self.pattern.is_grouped else self.step
-        if column % size == 0:
-            self._choose(columns, column, min(column + size, columns.shape[0]))
-        value = columns[column] if self.rounder is None else self.rounder(columns, column)
-        return value * self.keep[column]
-
-    def _choose(self, columns: Tensor, start: int, end: int) -> None:
-        score = columns[start:end].square() * self._importance[start:end]
-        if self.pattern.is_grouped:
-            self.keep[start:end] = self.pattern.keep_in_groups(score.T).T
-            return
-        # The running total makes the count exact for the matrix, not merely for each block.
-        total = round(self.pattern.sparsity * columns.shape[1] * end)
-        removed = min(total - self._removed, score.numel())
-        self.keep[start:end] = keep_highest(score, removed)
-        self._removed += removed
-
-
-def _store(columns: Tensor, pruner: _Pruner, value_dtype: ValueType) -> SparseWeight:
-    mask = pruner.keep.T.contiguous()
-    if pruner.rounder is None:
-        return pruner.pattern.store(columns.T, mask, value_dtype)
-    keep_n, of_m = (pruner.pattern.keep_n, pruner.pattern.of_m) if pruner.pattern.is_grouped else (None, None)
-    return SparseWeight.from_quantized(pruner.rounder.grid.pack(*pruner.rounder.result), mask, keep_n=keep_n, of_m=of_m)
+def _store(columns: Tensor, pruning: Pruning, rounding: GroupRounding | None, value_dtype: ValueType) -> SparseWeight:
+    pattern, mask = pruning.pattern, pruning.keep.bool().T.contiguous()
+    if rounding is None:
+        return pattern.store(columns.T, mask, value_dtype)
+    keep_n, of_m = (pattern.keep_n, pattern.of_m) if pattern.is_grouped else (None, None)
+    return SparseWeight.from_quantized(rounding.grid.pack(*rounding.result), mask, keep_n=keep_n, of_m=of_m)

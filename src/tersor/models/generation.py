@@ -84,13 +84,14 @@ def _reserved_cache(config: Any, length: int) -> Any | None:
     if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
         return None
 
-    class Reserved(DynamicLayer):  # type: ignore[misc]
+    class Reserved(DynamicLayer):
         def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
             start = self.get_seq_length()
             end = start + key_states.shape[-2]
             if start == 0:
                 self.lazy_initialization(key_states, value_states)
-                self.room = [states.new_empty(*states.shape[:-2], max(length, end), states.shape[-1]) for states in (key_states, value_states)]
+                sizes = [(*states.shape[:-2], max(length, end), states.shape[-1]) for states in (key_states, value_states)]
+                self.room = [key_states.new_empty(size) for size in sizes]
             for room, states in zip(self.room, (key_states, value_states), strict=True):
                 room[..., start:end, :] = states
             self.keys, self.values = (room[..., :end, :] for room in self.room)

@@ -40,12 +40,6 @@ def load_gguf(path: Path, name: str | None = None) -> Model:
     config = _config(header)
     with quiet_transformers():
         module = _module(header, config) if header.architecture in _FAST else _module_by_transformers(path, config)
-    # What marks a model as quantised would make save_pretrained refuse it.
-    for leftover in ("quantization_config", "_pre_quantization_dtype"):
-        if hasattr(module.config, leftover):
-            delattr(module.config, leftover)
-    module.is_quantized = False
-    module.hf_quantizer = None
     check_finite(module, str(path))
     return Model(module, _tokenizer(header), name or path.stem)
 
@@ -206,6 +200,10 @@ def _module_by_transformers(path: Path, config: Any) -> Any:
         )  # fmt: skip
     except Exception as error:
         raise CorruptFile(f"{path} cannot be read as {cls.__name__}: {first_line(error)}") from None
+    # What marks a model as quantised would make save_pretrained refuse it.
+    for owner, leftover in ((module.config, "quantization_config"), (module.config, "_pre_quantization_dtype"), (module, "hf_quantizer")):
+        if leftover in vars(owner):
+            delattr(owner, leftover)
     if missing := report["missing_keys"]:
         raise CorruptFile(f"{path} lacks {len(missing)} tensors of {cls.__name__}, the first is {min(missing)}")
     return module

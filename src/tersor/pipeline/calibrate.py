@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from tersor.errors import InvalidArgument, TersorError
@@ -110,7 +111,7 @@ def build_levels(
     shared: dict[str, int] = {}
     done: set[str] = set()
     if texts.calibration is not None:
-        work = model.copy()
+        work = model.copy(fast_dtype())
         walk = BlockWalk(work, texts.calibration, held_out=texts.held_out, batch_size=recipe.calibration.batch_size)
         undo: list[tuple[nn.Module, Tensor]] = []
         for step in walk:
@@ -154,6 +155,12 @@ def _propagate(names: list[str], layers: dict[str, nn.Module], plan: Plan, datab
         undo.append((layer, original))
         set_matrix(layer, database.weight(name, propagated_level(database.levels(name), original.numel(), plan.fraction)).dense())
     return undo
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where the CPU multiplies it in hardware, else float32: the type for forward passes that only observe or compare."""
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def with_group_size(choice: LevelChoice, in_features: int) -> LevelChoice:

@@ -9,15 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tersor.allocation import ALLOCATORS, Allocation, parse_budget
 from tersor.allocation.problem import Choices, Fitness, Problem
 from tersor.errors import InvalidArgument
 from tersor.models import Model
 from tersor.models.structure import find_blocks
 from tersor.pipeline.allocate import Menu, allocate, assemble, fill_up, fused_groups
-from tersor.pipeline.calibrate import Plan, build_levels
+from tersor.pipeline.calibrate import Plan, build_levels, fast_dtype
 from tersor.pipeline.fitness import KLFitness
 from tersor.pipeline.levels import LevelDatabase
 from tersor.pipeline.preflight import Preflight, preflight
@@ -41,12 +39,6 @@ def single_method(method: str | None, options: dict[str, Any]) -> Recipe:
     sections = {key: options[key] for key in _SECTIONS if key in options}
     own = {key: value for key, value in options.items() if key not in _SECTIONS}
     return parse_recipe({"levels": [{"method": method, **own}], **sections}, f"method {method}")
-
-
-def search_dtype() -> torch.dtype:
-    """bfloat16 where the CPU multiplies it in hardware, else float32."""
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 @dataclass
@@ -145,7 +137,7 @@ class Job:
         if self.texts.search is None:
             raise InvalidArgument("this recipe sets no search tokens aside; give it a budget and a search that measures models")
         self.progress.start("recording the original", 1)
-        judge = KLFitness(self.model, self.database, self.menu.layers, self.texts.search, self.run.work / "teacher.npy", search_dtype())
+        judge = KLFitness(self.model, self.database, self.menu.layers, self.texts.search, self.run.work / "teacher.npy", fast_dtype())
         self.progress.advance()
         return judge
 

@@ -116,15 +116,16 @@ class AffineGrid:
 
     def decode(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
         """Float32 values of unpacked ``codes`` ``[rows, in_features]`` given their stored scale and zero."""
-        values = codes.float().reshape(*scale.shape, self.group_size)
-        step = scale.float().unsqueeze(-1)
-        offset = self.zero_of(scale, zero).unsqueeze(-1)
+        grouped = codes.reshape(*scale.shape, self.group_size)
+        return self.values(grouped, scale.float().unsqueeze(-1), self.zero_of(scale, zero).unsqueeze(-1)).reshape(codes.shape)
+
+    def values(self, codes: Tensor, step: Tensor, offset: Tensor) -> Tensor:
+        """Float32 values of ``codes`` given the float32 scale and the result of :meth:`zero_of` for each, of any shape that broadcasts."""
+        values = codes.float()
         if self.scheme == "float_min":
-            values.mul_(step).add_(offset)
-        else:
-            # One symmetric bit stands for the two signs, which are two steps of the integer grid apart.
-            values.sub_(offset).mul_(2 * step if self.scheme == "symmetric" and self.bits == 1 else step)
-        return values.reshape(codes.shape)
+            return values.mul_(step).add_(offset)
+        # One symmetric bit stands for the two signs, which are two steps of the integer grid apart.
+        return values.sub_(offset).mul_(2 * step if self.scheme == "symmetric" and self.bits == 1 else step)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -22,12 +22,12 @@ class KeptValues(nn.Module, ABC):
     kind: ClassVar[str] = ""
 
     @abstractmethod
-    def fill(self, positions: Positions, rows: Tensor | None = None) -> Tensor:
-        """Float32 ``[rows, in_features]`` with the values at ``positions`` and zero elsewhere.
+    def decode(self, positions: Positions, rows: Tensor | None = None) -> Tensor:
+        """The values in float32, ``[kept]``.
 
         Args:
-            positions: Where the values belong.
-            rows: int64 ``[n]``, the rows wanted; all unless given.
+            positions: Where they belong.
+            rows: int64 ``[n]``, the rows whose values are wanted; all unless given.
         """
 
     @property
@@ -60,9 +60,9 @@ class FloatValues(KeptValues):
             raise InvalidArgument(f"a kept value overflows in {dtype_name(dtype)}; use value_dtype=torch.bfloat16 or torch.float32")
         return cls(values)
 
-    def fill(self, positions: Positions, rows: Tensor | None = None) -> Tensor:
+    def decode(self, positions: Positions, rows: Tensor | None = None) -> Tensor:
         values = self.values if rows is None else self.values[segments(positions.row_starts(), rows)]
-        return positions.place(values.float(), rows)
+        return values.float()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -101,14 +101,18 @@ class GridValues(KeptValues):
         codes = pack_bits(weight.unpacked_codes()[mask].unsqueeze(0), weight.bits).squeeze(0)
         return cls(weight.grid, codes, weight.scale.clone(), None if weight.zero is None else weight.zero.clone())
 
-    def fill(self, positions: Positions, rows: Tensor | None = None) -> Tensor:
+    def decode(self, positions: Positions, rows: Tensor | None = None) -> Tensor:
         scale, zero = self.scale, self.zero
         if rows is None:
-            kept = unpack_bits(self.codes.unsqueeze(0), self.grid.bits, positions.kept).squeeze(0)
+            codes = unpack_bits(self.codes.unsqueeze(0), self.grid.bits, positions.kept).squeeze(0)
         else:
-            kept = gather_bits(self.codes, self.grid.bits, segments(positions.row_starts(), rows))
+            codes = gather_bits(self.codes, self.grid.bits, segments(positions.row_starts(), rows))
             scale, zero = scale.index_select(0, rows), None if zero is None else zero.index_select(0, rows)
-        return self.grid.decode(positions.place(kept, rows), scale, zero).masked_fill_(~positions.mask(rows), 0)
+        counts = positions.group_counts(self.grid.group_size, rows)
+        step, offset = scale.float().reshape(-1), self.grid.zero_of(scale, zero).reshape(-1)
+        if isinstance(counts, int):
+            return self.grid.values(codes.reshape(-1, counts), step.unsqueeze(1), offset.unsqueeze(1)).reshape(-1)
+        return self.grid.values(codes, step.repeat_interleave(counts), offset.repeat_interleave(counts))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tersor.errors import CorruptFile, InvalidArgument
 from tersor.kernels.packing import pack_bits, packed_size, unpack_bits
+from tersor.kernels.sparse import column_linear, masked_linear, pattern_linear
 from tersor.weights.checking import dtype_name, read_choice, read_int
 
 # A look-up table of this many patterns stays in the first-level cache, and its numbers fit the packer's codes.
@@ -34,6 +35,14 @@ class Positions(nn.Module, ABC):
     @abstractmethod
     def mask(self, rows: Tensor | None = None) -> Tensor:
         """True where a value is kept, bool ``[rows, in_features]``; of all rows unless an index ``[n]`` is given."""
+
+    @abstractmethod
+    def multiply(self, x: Tensor, values: Tensor) -> Tensor:
+        """``x @ W.T`` where ``W`` holds the kept ``values`` ``[kept]`` in float16, bfloat16 or float32."""
+
+    def group_counts(self, group_size: int, rows: Tensor | None = None) -> int | Tensor:
+        """Values kept in each group of ``group_size`` columns, int64 ``[rows * groups]``, or one number if all keep as many."""
+        return self.mask(rows).reshape(-1, group_size).sum(1)
 
     def place(self, values: Tensor, rows: Tensor | None = None) -> Tensor:
         """Kept ``values`` (of the given rows, all unless given) at their positions, zero elsewhere; ``[rows, in_features]``."""
@@ -88,6 +97,9 @@ class BitMap(Positions):
         if self._starts is None:
             self._starts = _starts_of(_bit_counts(self.bits))
         return self._starts
+
+    def multiply(self, x: Tensor, values: Tensor) -> Tensor:
+        return masked_linear(x, self.bits, values, self.row_starts(), in_features=self.shape[1])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._starts = None
@@ -159,6 +171,9 @@ class ColumnIndices(Positions):
     def row_starts(self) -> Tensor:
         return self.starts.long()
 
+    def multiply(self, x: Tensor, values: Tensor) -> Tensor:
+        return column_linear(x, self.columns, values, self.row_starts(), in_features=self.shape[1])
+
     @property
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, "dtype": dtype_name(self.columns.dtype)}
@@ -219,6 +234,14 @@ class GroupPatterns(Positions):
 
     def row_starts(self) -> Tensor:
         return torch.arange(self.shape[0] + 1, device=self.codes.device) * (self.shape[1] // self.of_m * self.keep_n)
+
+    def group_counts(self, group_size: int, rows: Tensor | None = None) -> int | Tensor:
+        regular = group_size % self.of_m == 0
+        return group_size // self.of_m * self.keep_n if regular else super().group_counts(group_size, rows)
+
+    def multiply(self, x: Tensor, values: Tensor) -> Tensor:
+        table = patterns(self.keep_n, self.of_m).to(self.codes.device)
+        return pattern_linear(x, self.codes, values, self.row_starts(), table, of_m=self.of_m, in_features=self.shape[1])
 
     @property
     def config(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tersor.weights.kept import VALUE_KINDS, FloatValues, GridValues, KeptValues
 from tersor.weights.positions import POSITION_KINDS, Positions, positions_of
 from tersor.weights.quantized import QuantizedWeight
 
-# Entries of a decoded tile: 16 MiB in float32, small beside any model and large enough to keep the GEMM busy.
+# Entries up to which codes are decoded at once; 16 MiB in float32, small beside any model, and larger ones go tile by tile.
 _TILE = 1 << 22
 
 
@@ -92,15 +92,18 @@ class SparseWeight(CompressedWeight):
         return self.positions.mask()
 
     def dense(self) -> Tensor:
-        return self.values.fill(self.positions)
+        return self.positions.place(self.values.decode(self.positions))
 
     def rows(self, index: Tensor) -> Tensor:
-        return self.values.fill(self.positions, index.reshape(-1).long()).reshape(*index.shape, self.shape[1])
+        flat = index.reshape(-1).long()
+        return self.positions.place(self.values.decode(self.positions, flat), flat).reshape(*index.shape, self.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
         out_features, in_features = self.shape
+        if isinstance(self.values, FloatValues):
+            return self.positions.multiply(x, self.values.values)
         if out_features * in_features <= _TILE:
-            return F.linear(x, self.dense().to(x.dtype))
+            return self.positions.multiply(x, self.values.decode(self.positions))
         step = max(_TILE // in_features, 1)
         tiles = torch.split(torch.arange(out_features, device=self.device), step)
         return torch.cat([F.linear(x, self.rows(tile).to(x.dtype)) for tile in tiles], dim=-1)

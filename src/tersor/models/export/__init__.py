@@ -112,9 +112,8 @@ def _export_folder(model: Model, path: Path, format: str, verify: bool, dense_dt
     with staged(path, is_folder=True) as work:
         rows, notes, nbytes = _folder_writer(format, dense_dtype)(fold_input_scales(model), work)
         verified = verify_folder(model, work, rounded=dense_dtype not in ("auto", "float32")) if verify else None
-        report = ExportReport(
-            path, format, size_of(work), 8 * nbytes / model.n_parameters, rows, notes, f"transformers serve {shlex.quote(str(path))}", verified
-        )
+        command = f"transformers serve {shlex.quote(str(path))}"
+        report = ExportReport(path, format, size_of(work), 8 * nbytes / model.n_parameters, rows, notes, command, verified)
         write_marker(work, report.to_dict())
     return report
 

@@ -52,7 +52,8 @@ def write_compressed_tensors(model: Model, folder: Path, dense_dtype: str) -> tu
     linears = [name for name, kind in kinds.items() if kind == "Linear"]
     write_folder(model, folder, promises, quantization_config(schemes, linears) if schemes else None)
     notes = [f"{reason}: {_some(names)} stored dense" for reason, names in refused.items()]
-    return [rows[name] for name in layers], notes + _fusion_notes(schemes, linears) + _width_notes(schemes), sum(p.nbytes for p in promises.values())
+    notes += _fusion_notes(schemes, linears) + _width_notes(schemes)
+    return [rows[name] for name in layers], notes, sum(promise.nbytes for promise in promises.values())
 
 
 def _representable(kind: str, weight: CompressedWeight) -> tuple[str, QuantizedWeight | None]:
@@ -85,10 +86,7 @@ def scheme_of(weight: QuantizedWeight) -> dict[str, Any]:
 def packed_tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
     """What the format stores for a layer, by the last part of the tensor's name."""
     bits = scheme_of(weight)["num_bits"]
-    if bits == weight.bits:
-        codes = weight.unpacked_codes()
-    else:
-        codes = (IntegerGrid.of(weight).steps + 2 ** (bits - 1)).to(torch.uint8)
+    codes = weight.unpacked_codes() if bits == weight.bits else (IntegerGrid.of(weight).steps + 2 ** (bits - 1)).to(torch.uint8)
     tensors = {
         "weight_packed": _words(codes, bits), "weight_scale": weight.scale, "weight_shape": torch.tensor(weight.shape),
     }  # fmt: skip
@@ -141,7 +139,8 @@ def _fusion_notes(schemes: dict[str, dict[str, Any]], linears: list[str]) -> lis
         f"{parent}.{'/'.join(members)}" for parent, members in fused
         if len({repr(schemes.get(f"{parent}.{member}")) for member in members}) > 1
     ]  # fmt: skip
-    return [f"vLLM fuses layers that have different schemes here and refuses them: {_some(split)}; transformers does not mind"] if split else []
+    text = f"vLLM fuses layers that have different schemes here and refuses them: {_some(split)}; transformers does not mind"
+    return [text] if split else []
 
 
 def _width_notes(schemes: dict[str, dict[str, Any]]) -> list[str]:

@@ -14,16 +14,11 @@ from tersor.weights.modules import CompressedLinear, matrix_of, set_matrix
 from tersor.weights.quantized import QuantizedWeight
 
 _GATED = ("llama", "mistral", "qwen2", "qwen3")
-_NORMS = {
-    **dict.fromkeys(
-        _GATED,
-        {
-            "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-        },
-    ),
-    "gpt2": {"ln_1": ("attn.c_attn",), "ln_2": ("mlp.c_fc",)},
+_GATED_NORMS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
 }
+_OTHER_NORMS = {"gpt2": {"ln_1": ("attn.c_attn",), "ln_2": ("mlp.c_fc",)}}
 _RowScale = Callable[[Model, Tensor], Tensor | None]
 
 
@@ -35,14 +30,15 @@ def fold_input_scales(model: Model) -> Model:
     """
     if not any(_input_scale(weight) is not None for weight in model.weights().values()):
         return model
-    norms = _NORMS.get(model.config.model_type, {})
+    gated = model.config.model_type in _GATED
+    norms = _GATED_NORMS if gated else _OTHER_NORMS.get(model.config.model_type, {})
     twin = model.copy()
     blocks = find_blocks(twin)
     for index in range(len(blocks)):
         prefix = f"{blocks.name}.{index}"
         for norm, readers in norms.items():
             _fold_into_norm(twin, twin.module.get_submodule(f"{prefix}.{norm}"), [f"{prefix}.{reader}" for reader in readers])
-        if model.config.model_type in _GATED:
+        if gated:
             _fold_into_rows(twin, f"{prefix}.mlp.up_proj", f"{prefix}.mlp.down_proj", lambda _, scale: scale)
             _fold_into_rows(twin, f"{prefix}.self_attn.v_proj", f"{prefix}.self_attn.o_proj", _one_scale_per_value)
     return twin

@@ -139,14 +139,14 @@ def _notes(model: Model, rows: list[LayerRow], gguf_type: str | None) -> list[st
     replaced = [row for row in rows if gguf_type in BLOCK_TYPES and fallback(gguf_type, model.shape(row.name)[1]) != gguf_type]
     if replaced:
         notes.append(
-            f"{len(replaced)} of {len(rows)} layers have rows that are no multiple of {BLOCK_TYPES[str(gguf_type)].block} and were stored in a "
-            f"larger type than {gguf_type}; go by the bits per weight, not by that name"
+            f"{len(replaced)} of {len(rows)} layers have rows that are no multiple of {BLOCK_TYPES[str(gguf_type)].block} and were stored in "
+            f"a larger type than {gguf_type}; go by the bits per weight, not by that name"
         )
     grown = [row for row in rows if row.name in (weights := model.weights()) and row.nbytes > 2 * weights[row.name].nbytes]
     if grown:
         notes.append(
-            f"{len(grown)} compressed layers take more than twice the bytes they had in tersor, because GGUF has no type for them, such as {grown[0].name} "
-            f"as {grown[0].stored_as}; name a gguf_type such as Q4_K to round what it cannot hold"
+            f"{len(grown)} compressed layers, such as {grown[0].name}, take more than twice the bytes they had in tersor, because GGUF has "
+            "no type for them; name a gguf_type such as Q4_K to round what it cannot hold"
         )
     if model.tokenizer is None:
         notes.append("the model has no tokenizer, so the file has no vocabulary: programs can feed it token ids only")

@@ -13,7 +13,8 @@ from tersor.models.model import Model
 
 # transformers model_type -> architecture of llama.cpp.
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2"}
-_ACTIVATIONS = {"llama": ("silu", "swish"), "qwen2": ("silu", "swish"), "qwen3": ("silu", "swish"), "gpt2": ("gelu_new", "gelu_pytorch_tanh")}
+_SILU, _GELU = ("silu", "swish"), ("gelu_new", "gelu_pytorch_tanh")
+_ACTIVATIONS = {"llama": _SILU, "qwen2": _SILU, "qwen3": _SILU, "gpt2": _GELU}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def architecture_of(model: Model) -> Architecture:
     name = _ARCHITECTURES.get(config.model_type)
     if name is None or not model.architecture.endswith(("ForCausalLM", "LMHeadModel")):
         known = ", ".join(_ARCHITECTURES)
-        raise InvalidArgument(f"{model.architecture} cannot be exported to GGUF: language models of the types {known} can; use another format")
+        raise InvalidArgument(f"{model.architecture} cannot be exported to GGUF, language models of the types {known} can; use another format")
     _refuse_options(config, name)
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -76,7 +77,7 @@ def _refuse_options(config: Any, name: str) -> None:
     layers = getattr(config, "layer_types", None) or ()
     windowed = getattr(config, "sliding_window", None) and (config.model_type == "mistral" or getattr(config, "use_sliding_window", False))
     if "sliding_attention" in layers or windowed:
-        raise InvalidArgument(f"this {config.model_type} attends through a sliding window, which llama.cpp's {name} does not; use another format")
+        raise InvalidArgument(f"this {config.model_type} has a sliding window, which llama.cpp's {name} has not; use another format")
     if name == "gpt2" and (config.scale_attn_by_inverse_layer_idx or config.add_cross_attention or not config.scale_attn_weights):
         raise InvalidArgument("this gpt2 scales its attention in a way that llama.cpp does not; use another format")
 

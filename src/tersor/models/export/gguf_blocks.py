@@ -75,17 +75,17 @@ class BlockType:
     def pack(self, fields: Fields) -> Array:
         """uint8 ``[n, nbytes]``."""
         packed = self.packer(fields)
-        assert packed.dtype == np.uint8 and packed.shape == (fields.codes.shape[0], self.nbytes)
+        assert packed.shape == (fields.codes.shape[0], self.nbytes)
         return packed
 
 
 def _half(values: Array | None) -> Array:
+    return np.ascontiguousarray(_given(values), dtype=np.float16).view(np.uint8).reshape(-1, 2)
+
+
+def _given(values: Array | None) -> Array:
     assert values is not None
-    return np.ascontiguousarray(values, dtype=np.float16).view(np.uint8).reshape(-1, 2)
-
-
-def _bytes(values: Array) -> Array:
-    return values.astype(np.uint8).reshape(values.shape[0], -1)
+    return values
 
 
 def _merge(parts: Array, bits: int) -> Array:
@@ -126,14 +126,12 @@ def _pack_q8_0(fields: Fields) -> Array:
 
 
 def _negated(fields: Fields) -> Array:
-    assert fields.dmin is not None
-    return _half(-fields.dmin)
+    return _half(-_given(fields.dmin))
 
 
 def _six_bit_pairs(fields: Fields) -> Array:
     """Eight 6-bit scales and eight 6-bit minima in 12 bytes: the upper four of each lend their high bits to the lower four's bytes."""
-    assert fields.scales is not None and fields.mins is not None
-    scales, mins = fields.scales.astype(np.uint8), fields.mins.astype(np.uint8)
+    scales, mins = _given(fields.scales).astype(np.uint8), _given(fields.mins).astype(np.uint8)
     first = scales[:, :4] | (scales[:, 4:] >> 4) << 6
     second = mins[:, :4] | (mins[:, 4:] >> 4) << 6
     return np.hstack([first, second, (scales[:, 4:] & 15) | (mins[:, 4:] & 15) << 4])
@@ -151,16 +149,14 @@ def _pack_q5_k(fields: Fields) -> Array:
 
 
 def _pack_q6_k(fields: Fields) -> Array:
-    assert fields.scales is not None
     codes = fields.codes + 32
     low = _merge((codes & 15).reshape(-1, 2, 2, 64), 4)
     high = _merge((codes >> 4).reshape(-1, 2, 4, 32), 2)
-    return np.hstack([low, high, fields.scales.astype(np.int8).view(np.uint8), _half(fields.d)])
+    return np.hstack([low, high, _given(fields.scales).astype(np.int8).view(np.uint8), _half(fields.d)])
 
 
 def _pack_q3_k(fields: Fields) -> Array:
-    assert fields.scales is not None
-    codes, scales = fields.codes + 4, (fields.scales + 32).astype(np.uint8)
+    codes, scales = fields.codes + 4, (_given(fields.scales) + 32).astype(np.uint8)
     high = _merge((codes >> 2).reshape(-1, 1, 8, 32), 1)
     quants = _merge((codes & 3).reshape(-1, 2, 4, 32), 2)
     packed = np.hstack([_merge((scales & 15).reshape(-1, 1, 2, 8), 4), _merge((scales >> 4).reshape(-1, 1, 4, 4), 2)])
@@ -168,8 +164,7 @@ def _pack_q3_k(fields: Fields) -> Array:
 
 
 def _pack_q2_k(fields: Fields) -> Array:
-    assert fields.scales is not None and fields.mins is not None
-    scales = _bytes(fields.scales | fields.mins << 4)
+    scales = (_given(fields.scales) | _given(fields.mins) << 4).astype(np.uint8)
     return np.hstack([scales, _merge(fields.codes.reshape(-1, 2, 4, 32), 2), _half(fields.d), _half(fields.dmin)])
 
 

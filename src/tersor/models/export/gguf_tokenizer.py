@@ -113,7 +113,8 @@ def _pre_tokenizer(description: dict[str, Any]) -> str:
     outer = description.get("pre_tokenizer") or {"type": "nothing"}
     steps = tuple(_step(step) for step in (outer["pretokenizers"] if outer["type"] == "Sequence" else [outer]))
     if (name := _PRE_TOKENIZERS.get(steps)) is None:
-        raise InvalidArgument(f"the tokenizer cuts text by {' then '.join(steps)}, for which tersor knows no name in llama.cpp; export to another format")
+        cuts = " then ".join(steps)
+        raise InvalidArgument(f"the tokenizer cuts text by {cuts}, for which tersor knows no name in llama.cpp; export to another format")
     return name
 
 
@@ -133,7 +134,7 @@ def _adds_space(description: dict[str, Any]) -> bool:
     parts = normalizer.get("normalizers", [normalizer]) if normalizer else []
     known = {"Prepend", "Replace"}
     if any(part["type"] not in known for part in parts) or (pre and pre["type"] != "Metaspace"):
-        raise InvalidArgument("the tokenizer normalises text in a way that llama.cpp's sentencepiece tokenizer does not; export to another format")
+        raise InvalidArgument("the tokenizer normalises text as llama.cpp's sentencepiece tokenizer does not; export to another format")
     return any(part["type"] == "Prepend" for part in parts) or pre.get("prepend_scheme", "never") != "never"
 
 

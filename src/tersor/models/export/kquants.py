@@ -76,7 +76,7 @@ def search(blocks: Tensor, weights: Tensor, kind: BlockType) -> Fields:
 
 @dataclass(frozen=True)
 class _State:
-    """Float copies of the fields of ``n`` blocks of ``g`` groups: codes ``[n, g, group]``, d and dmin ``[n]``, scales and mins ``[n, g]``."""
+    """Float fields of ``n`` blocks of ``g`` groups: codes ``[n, g, group]``, d and dmin ``[n]``, scales and mins ``[n, g]``."""
 
     codes: Tensor
     d: Tensor
@@ -112,7 +112,8 @@ class _State:
 def _as_half(values: Tensor) -> Tensor:
     half = values.half().float()
     if not torch.isfinite(half).all():
-        raise InvalidArgument(f"weights up to {float(values.abs().max()):.3g} need a scale beyond float16; GGUF can store such a matrix as F32 only")
+        largest = float(values.abs().max())
+        raise InvalidArgument(f"weights need a scale of {largest:.3g}, beyond float16; GGUF can store such a matrix as F32 only")
     return half
 
 

@@ -1,0 +1,259 @@
+"""Products with pruned rows and the dense form of a tile of them: kept values beside a bit map, N:M patterns or column indices.
+
+A row of bits is read 64 columns at a time; the next sixteen values are spread over the lanes whose bits are set and meet sixteen
+entries of x. N:M patterns become such bits in a row of scratch first. Column indices are followed one by one.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from tersor.kernels import _simd as simd
+from tersor.kernels._compiling import FIRST, LAST, SALT, compile_body, compile_entry, launch, share
+from tersor.kernels._rows import BFLOAT16, FLOAT16, FLOAT32, guarded, write_row, write_totals
+
+# Slots of the argument block that the threads of a team share, after those of `launch`. WHERE holds bits, pattern numbers or columns.
+WHERE, STARTS, VALUES, Y, Y_KIND, M, N, K, TABLE, TABLE_BITS, OF_M, LAID = range(4, 16)
+SLOTS = 16
+BITS, FOURS, PATTERNS = range(3)
+
+
+@njit(inline="always")
+def _load_values(address, kind, end, spare):
+    if kind == FLOAT32:
+        return simd.load(guarded(address, 0, 1, 64, end, spare)[0], 1)
+    address = guarded(address, 0, 1, 32, end, spare)[0]
+    return simd.load_half(address) if kind == FLOAT16 else simd.load_bfloat(address)
+
+
+@njit(inline="always")
+def _read_value(address, kind):
+    if kind == FLOAT32:
+        return simd.read_float(address)
+    return simd.read_half(address) if kind == FLOAT16 else simd.read_bfloat(address)
+
+
+@njit
+def _unfold_fours(row, end, words, k, table, bits, spare):
+    """Write the bits of a row of patterns of four columns, numbered in ``bits`` bits, 64 columns at a time."""
+    for c in range(0, k, 64):
+        if bits == 3:
+            numbers = simd.load_codes(guarded(row + (c * 3 >> 5), 0, 1, 6, end, spare)[0], 3)
+        else:
+            numbers = simd.load_codes(guarded(row + (c >> 4), 0, 1, 4, end, spare)[0], 2)
+        simd.write_int(words + (c >> 3), simd.bits_of_patterns(table, numbers))
+
+
+@njit
+def _unfold_patterns(row, words, k, table, bits, of_m):
+    """Write the bits of a row of any N:M patterns; a pattern is at most 63 bits, so it ends in this word or the next."""
+    word, filled = 0, 0
+    for group in range(k // of_m):
+        bit = group * bits
+        code = simd.read_byte(row + (bit >> 3)) >> (bit & 7)
+        if (bit & 7) + bits > 8:
+            code |= simd.read_byte(row + (bit >> 3) + 1) << (8 - (bit & 7))
+        pattern = simd.read_int(table + 8 * (code & ((1 << bits) - 1)))
+        word |= pattern << filled
+        if filled + of_m >= 64:
+            simd.write_int(words, word)
+            words += 8
+            word = pattern >> (64 - filled) if filled else 0
+        filled = (filled + of_m) & 63
+    simd.write_int(words, word)
+
+
+@njit
+def _copy_bits(row, words, k):
+    """A row of a bit map, its last word padded with zeros."""
+    for byte in range((k + 7) >> 3):
+        simd.write_byte(words + byte, simd.read_byte(row + byte))
+
+
+@njit(inline="always")
+def _row_words(a, n, layout, words, spare):
+    """The address of the 64-bit words that mark the columns kept in row ``n``; without bits beyond the last column."""
+    k = a[K]
+    if layout == BITS:
+        row = a[WHERE] + n * ((k + 7) >> 3)
+        if k & 63 == 0:
+            return row
+        _copy_bits(row, words, k)
+    else:
+        width = (k // a[OF_M] * a[TABLE_BITS] + 7) >> 3
+        row = a[WHERE] + n * width
+        if layout == FOURS:
+            _unfold_fours(row, a[WHERE] + a[N] * width, words, k, a[TABLE], a[TABLE_BITS], spare)
+            if k & 63:
+                simd.write_int(words + (k >> 6 << 3), simd.read_int(words + (k >> 6 << 3)) & ((1 << (k & 63)) - 1))
+        else:
+            _unfold_patterns(row, words, k, a[TABLE], a[TABLE_BITS], a[OF_M])
+    return words
+
+
+@njit(inline="always")
+def _bit_product(a, words, values, end, m, kind, batch, spare):
+    """A tile of ``batch`` vectors whose lanes sum to the products of one row with a block of x."""
+    item = 4 if kind == FLOAT32 else 2
+    x = a[LAID] + m * ((a[K] + 63) >> 6) * 256
+    total = simd.zeros(1, batch)
+    for c in range(0, a[K], 64):
+        word = simd.read_int(words + (c >> 3))
+        for quarter in range(4):
+            part = (word >> (16 * quarter)) & 0xFFFF
+            kept = simd.expand(_load_values(values, kind, end, spare), part)
+            total = simd.add_outer(kept, simd.load(x, batch), total)
+            values += item * simd.count_bits(part)
+            x += 64 * batch
+    return total
+
+
+@cache
+def bit_product_body(layout: int, kind: int, batch: int) -> Any:
+    """The C function that multiplies rows of a bit map or of patterns, with values of one kind, with ``batch`` rows of x at a time."""
+    salt = SALT
+
+    def body(data):
+        salt  # noqa: B018
+        a = carray(simd.pointer(data), SLOTS)
+        start, stop = share(data)
+        item = 4 if kind == FLOAT32 else 2
+        end = a[VALUES] + item * simd.read_int(a[STARTS] + 8 * a[N])
+        room = np.zeros(64 + 4 * batch + (a[K] >> 3) + 24, np.uint8)
+        spare = np.int64(room.ctypes.data)
+        for n in range(start, stop):
+            words = _row_words(a, n, layout, spare + 64 + 4 * batch, spare)
+            values = a[VALUES] + item * simd.read_int(a[STARTS] + 8 * n)
+            for m in range(0, a[M], batch):
+                simd.store_totals(spare + 64, _bit_product(a, words, values, end, m, kind, batch, spare))
+                write_totals(a[Y], a[Y_KIND], a[M], a[N], m, n, 1, batch, spare + 64)
+        room[0] = 0  # numba frees an array after its last use by name
+
+    return compile_body(body)
+
+
+@cache
+def bit_fill_body(layout: int, kind: int) -> Any:
+    """The C function that writes rows of a bit map or of patterns densely."""
+    salt = SALT
+
+    def body(data):
+        salt  # noqa: B018
+        a = carray(simd.pointer(data), SLOTS)
+        start, stop = share(data)
+        item, bfloat = 4 if kind == FLOAT32 else 2, a[Y_KIND] == BFLOAT16
+        end = a[VALUES] + item * simd.read_int(a[STARTS] + 8 * a[N])
+        words_size = (a[K] >> 3) + 24
+        room = np.zeros(64 + words_size + 4 * (a[K] + 64), np.uint8)
+        spare = np.int64(room.ctypes.data)
+        dense = spare + 64 + words_size
+        for n in range(start, stop):
+            words = _row_words(a, n, layout, spare + 64, spare)
+            values = a[VALUES] + item * simd.read_int(a[STARTS] + 8 * n)
+            for c in range(0, a[K], 16):
+                part = (simd.read_int(words + (c >> 6 << 3)) >> (c & 63)) & 0xFFFF
+                simd.store(dense + 4 * c, simd.expand(_load_values(values, kind, end, spare), part))
+                values += item * simd.count_bits(part)
+            write_row(dense, a[Y] + (n - a[FIRST]) * a[K] * (2 if bfloat else 4), a[K], bfloat)
+        room[0] = 0  # numba frees an array after its last use by name
+
+    return compile_body(body)
+
+
+@njit(inline="always")
+def _read_column(address, size):
+    if size == 1:
+        return simd.read_byte(address)
+    return simd.read_short(address) if size == 2 else simd.read_word(address)
+
+
+@cache
+def column_product_body(size: int, kind: int) -> Any:
+    """The C function that multiplies rows of column indices of ``size`` bytes; four sums, because one would wait for itself."""
+    salt = SALT
+
+    def body(data):
+        salt  # noqa: B018
+        a = carray(simd.pointer(data), SLOTS)
+        start, stop = share(data)
+        item = 4 if kind == FLOAT32 else 2
+        room = np.zeros(1, np.float32)
+        spare = np.int64(room.ctypes.data)
+        for n in range(start, stop):
+            first, last = simd.read_int(a[STARTS] + 8 * n), simd.read_int(a[STARTS] + 8 * n + 8)
+            for m in range(a[M]):
+                x = a[LAID] + m * ((a[K] + 63) >> 6) * 256
+                s0 = s1 = s2 = s3 = np.float32(0)
+                where, value = a[WHERE] + first * size, a[VALUES] + first * item
+                for _ in range((last - first) >> 2):
+                    s0 += _read_value(value, kind) * simd.read_float(x + 4 * _read_column(where, size))
+                    s1 += _read_value(value + item, kind) * simd.read_float(x + 4 * _read_column(where + size, size))
+                    s2 += _read_value(value + 2 * item, kind) * simd.read_float(x + 4 * _read_column(where + 2 * size, size))
+                    s3 += _read_value(value + 3 * item, kind) * simd.read_float(x + 4 * _read_column(where + 3 * size, size))
+                    where += 4 * size
+                    value += 4 * item
+                for i in range((last - first) & 3):
+                    s0 += _read_value(value + i * item, kind) * simd.read_float(x + 4 * _read_column(where + i * size, size))
+                simd.write_float(spare, (s0 + s1) + (s2 + s3))
+                write_totals(a[Y], a[Y_KIND], a[M], a[N], m, n, 1, 1, spare)
+        room[0] = 0  # numba frees an array after its last use by name
+
+    return compile_body(body)
+
+
+@cache
+def column_fill_body(size: int, kind: int) -> Any:
+    """The C function that writes rows of column indices densely."""
+    salt = SALT
+
+    def body(data):
+        salt  # noqa: B018
+        a = carray(simd.pointer(data), SLOTS)
+        start, stop = share(data)
+        item, bfloat = 4 if kind == FLOAT32 else 2, a[Y_KIND] == BFLOAT16
+        dense = np.zeros(a[K], np.float32)
+        for n in range(start, stop):
+            dense[:] = 0
+            for i in range(simd.read_int(a[STARTS] + 8 * n), simd.read_int(a[STARTS] + 8 * n + 8)):
+                simd.write_float(np.int64(dense.ctypes.data) + 4 * _read_column(a[WHERE] + i * size, size), _read_value(a[VALUES] + i * item, kind))
+            write_row(np.int64(dense.ctypes.data), a[Y] + (n - a[FIRST]) * a[K] * (2 if bfloat else 4), a[K], bfloat)
+        dense[:1] = 0  # numba frees an array after its last use by name
+
+    return compile_body(body)
+
+
+@njit
+def _lay_out(x, kind, m_total, k, batch, to):
+    """Activations as float32 ``[block of rows, sixteen columns, row, column]``, padded with zeros to 64 columns."""
+    steps = ((k + 63) >> 6) << 2
+    for m in range(m_total):
+        row, at = x + m * k * (2 if kind == BFLOAT16 else 4), to + (m // batch * steps * batch + m % batch) * 64
+        for i in range(k):
+            value = simd.read_bfloat(row + 2 * i) if kind == BFLOAT16 else simd.read_float(row + 4 * i)
+            simd.write_float(at + (i >> 4) * batch * 64 + (i & 15) * 4, value)
+
+
+@cache
+def entry() -> Any:
+    """What Python calls: to multiply with ``m`` rows of x, or, where m is 0, to write the rows ``first`` to ``last``."""
+    salt = SALT
+
+    def run(
+        where, starts, values, y, kind, n, k, table, table_bits, of_m, x, m, batch, first, last, body, launcher, thread, team, threads
+    ):
+        salt  # noqa: B018
+        data = np.empty(SLOTS, np.int64)
+        scratch = np.zeros(64 + (m + batch - 1) // batch * batch * ((k + 63) >> 6) * 256, np.uint8)
+        data[FIRST], data[LAST] = first, last
+        data[WHERE], data[STARTS], data[VALUES], data[Y], data[Y_KIND], data[M], data[N], data[K] = where, starts, values, y, kind, m, n, k
+        data[TABLE], data[TABLE_BITS], data[OF_M] = table, table_bits, of_m
+        data[LAID] = (np.int64(scratch.ctypes.data) + 63) & ~63
+        _lay_out(x, kind, m, k, batch, data[LAID])
+        launch(body, np.int64(data.ctypes.data), launcher, thread, team, threads)
+        data[0] = scratch[0] = 0  # numba frees an array after its last use by name
+
+    return compile_entry(20)(run)
