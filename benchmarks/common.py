@@ -232,6 +232,14 @@ class Finished:
     reply: dict[str, Any]
 
 
+class JobFailed(Exception):
+    """A job ended with an error; the message is the end of what it printed."""
+
+    def reason(self) -> str:
+        """Its last line."""
+        return (str(self).strip().splitlines() or ["no message"])[-1]
+
+
 def run_job(script: str, request: Mapping[str, Any], *, threads: int, python: str | None = None) -> Finished:
     """Run ``benchmarks/SCRIPT`` in a fresh process and measure it from outside.
 
@@ -244,7 +252,7 @@ def run_job(script: str, request: Mapping[str, Any], *, threads: int, python: st
         python: Interpreter of a peer's environment; ours without it.
 
     Raises:
-        SystemExit: If the job fails, with the end of what it printed.
+        JobFailed: If the job fails.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -253,7 +261,7 @@ def run_job(script: str, request: Mapping[str, Any], *, threads: int, python: st
         launcher = [sys.executable, str(ROOT / "jobs" / "launcher.py"), str(folder / "took.json"), *command]
         done = subprocess.run(launcher, env=environment(threads, ours=python is None), capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise SystemExit(f"{script} failed:\n{(done.stderr.strip() or done.stdout.strip())[-3000:]}")
+            raise JobFailed(f"{script} failed:\n{(done.stderr.strip() or done.stdout.strip())[-3000:]}")
         took, reply = (json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("took", "reply"))
     return Finished(**took, reply=reply)
 

@@ -111,11 +111,10 @@ def _conclude(session: common.Session, title: str, rows: dict[str, common.Row], 
 
     ratio = {key: rows["tersor"][key] / rows[PEER][key] for key in ("perplexity", "seconds", "peak_mb")}
     gap = difference(measured["tersor"], measured[PEER], "nll")
-    # Two standard errors of the paired difference: within them the perplexities are the same.
+    # Two standard errors of the paired difference: within them one is not worse than the other.
     allowed = 2 * (gap.stderr or 0.0)
     session.claims += [
-        common.Claim(f"{title}: log-perplexity above {PEER} (bound: two standard errors)", gap.value, allowed),
-        common.Claim(f"{title}: perplexity relative to {PEER}", ratio["perplexity"], 1.0),
+        common.Claim(f"{title}: log-perplexity minus that of {PEER} (perplexity ratio {ratio['perplexity']:.4f})", gap.value, allowed),
         common.Claim(f"{title}: wall time relative to {PEER}", ratio["seconds"], 0.5),
         common.Claim(f"{title}: peak memory relative to {PEER}", ratio["peak_mb"], 0.5),
     ]
@@ -126,7 +125,7 @@ NOTES = (
     "embeddings and the tied head stay dense in both tools; both propagate the outputs of compressed blocks and damp the Hessian by 1 % of its mean diagonal",
     f"{PEER} runs its sequential pipeline with batches of 8, tersor its main job with batches of 8; both compute in float32",
     "AWQ differs: tersor stores the inverse scale with every layer (16 bits an input), the peer folds it into the neighbour before (layer norm, v or up projection) "
-    "and skips v to o under grouped-query attention; tersor also clips",
+    "and skips v to o under grouped-query attention; tersor also clips. As released, the peer's AWQ needs an accelerator (it pins memory); that call is switched off",
     "the original of smollm2-135m lies on a 4-bit asymmetric group-32 grid, so the 4-bit row measures re-gridding as much as quantisation",
 )
 
@@ -150,7 +149,11 @@ def main() -> int:
         original = load(material.dense)
         for title, job in jobs(setting).items():
             if parsed.only in (None, job[0]):
-                compare(session, material, original, title, job, folder, python)
+                try:
+                    compare(session, material, original, title, job, folder, python)
+                except common.JobFailed as failure:
+                    session.say(str(failure))
+                    session.notes.append(f"{title}: {failure.reason()}")
     session.data += [setting.model, f"calibration {setting.calibration} ({setting.tokens} tokens)", f"held out {setting.held_out} ({setting.evaluation} tokens)"]
     return session.finish()
 

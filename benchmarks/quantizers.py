@@ -136,7 +136,12 @@ def main() -> int:
         results = []
         for entry in entries(2 if quick else parsed.iterations):
             if parsed.only in (None, entry.tool) or entry.tool == OURS:
-                row, measured = run(session, material, original, entry, folder, python)
+                try:
+                    row, measured = run(session, material, original, entry, folder, python)
+                except common.JobFailed as failure:
+                    session.say(str(failure))
+                    session.notes.append(f"{entry.size} bits, {entry.tool}, {entry.title}: {failure.reason()}")
+                    continue
                 session.rows.append(row)
                 results.append(measured)
         conclude(session, results)

@@ -30,7 +30,17 @@ def recipe(method: str, options: dict) -> list:
         actorder = "static" if options.get("act_order") else None
         return [GPTQModifier(config_groups=groups, ignore=["lm_head"], actorder=actorder, block_size=128, dampening_frac=0.01)]
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    _without_pinning()
     return [AWQModifier(duo_scaling=False), QuantizationModifier(config_groups=groups, ignore=["lm_head"])]
+
+
+def _without_pinning() -> None:
+    """AWQ of release 0.14 pins host memory and so fails on a machine without an accelerator; here nothing is pinned."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.accelerator.is_available():
+        IntermediatesCache.pin_memory = lambda self, batch_index, input_names=None: None
 
 
 def main(request: dict) -> dict:

@@ -18,8 +18,8 @@ TOKENS = torch.randint(3, 96, (3, 11), generator=torch.Generator().manual_seed(0
 def test_every_start_equals_the_full_pass(tiny: SimpleNamespace, model: Model, dtype: torch.dtype):
     model = model.copy(dtype)
     runner = PrefixRunner(model)
-    full = runner.prepare(TOKENS)
-    assert torch.equal(full, tiny.outputs(model, TOKENS))
+    runner.prepare(TOKENS)
+    full = tiny.outputs(model, TOKENS)
     for start in range(runner.n_blocks + 1):
         assert torch.equal(runner.logits(TOKENS, start), full)
 
@@ -43,7 +43,9 @@ def test_padding_is_respected(decoder: Model):
     mask = torch.ones_like(TOKENS, dtype=torch.bool)
     mask[1, 6:] = False
     runner = PrefixRunner(decoder)
-    full = runner.prepare(TOKENS, mask)
+    runner.prepare(TOKENS, mask)
+    with torch.no_grad():
+        full = decoder.module(input_ids=TOKENS, attention_mask=mask.long()).logits
     assert torch.equal(runner.logits(TOKENS, 2), full)
     assert torch.equal(runner.logits(TOKENS, 0), full)
 

@@ -87,10 +87,12 @@ def test_joint_mode_stores_codes_of_the_kept_positions_only(scheme: str, bits: i
     assert weight.nbytes == ceil(6 * 16 * bits / 8) + 6 * 3 + grid
 
 
-def test_a_weight_larger_than_a_tile_multiplies_tile_by_tile(monkeypatch):
+def test_codes_larger_than_a_tile_are_decoded_tile_by_tile(monkeypatch):
     monkeypatch.setattr("tersor.weights.sparse._TILE", 40)
     mask = random_mask(7, 24, 0.5)
-    weight = SparseWeight.from_dense(torch.randn(7, 24, generator=torch.Generator().manual_seed(0)), mask)
+    codes = torch.randint(0, 16, (7, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    full = QuantizedWeight(codes, torch.ones(7, 3), torch.ones(7, 3), bits=4, scheme="asymmetric", group_size=8)
+    weight = SparseWeight.from_quantized(full, mask)
     x = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(1), requires_grad=True)
     torch.testing.assert_close(weight(x), x @ weight.dense().T)
     assert torch.autograd.grad(weight(x).sum(), x)[0].shape == x.shape

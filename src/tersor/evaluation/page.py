@@ -22,11 +22,12 @@ PURPOSES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: what is shown, and the number to sort by where it is one."""
+    """A table cell: what is shown, the number to sort by where it is one, and the style of a text."""
 
     text: str
     value: float | None = None
     numeric: bool = False
+    kind: str = "text"
 
     @classmethod
     def number(cls, value: float | None, form: str = ".4g", extra: str = "") -> Cell:
@@ -35,7 +36,7 @@ class Cell:
 
     def html(self) -> str:
         """The cell."""
-        attributes = f'class="number" data-value="{"" if self.value is None else repr(self.value)}"' if self.numeric else 'class="text"'
+        attributes = f'class="number" data-value="{"" if self.value is None else repr(self.value)}"' if self.numeric else f'class="{self.kind}"'
         return f"<td {attributes}>{escape(self.text)}</td>"
 
 
@@ -131,7 +132,7 @@ def _bits(report: RunReport, charts: Mapping[str, Any]) -> str:
     return (
         '<section><h2>Bits of each layer</h2>'
         '<p class="note">Everything that is stored is counted: codes, scales, zero points, indices and masks.</p>'
-        f'<div class="chart" id="chart-bits"></div></section>{errors}'
+        f'<div class="wide"><div class="chart" id="chart-bits"></div></div></section>{errors}'
     )
 
 
@@ -147,7 +148,7 @@ def _layers(layers: Sequence[LayerRow]) -> str:
     columns = ["Layer", "Block", "Role", "Method", "Options", "Bits", "Bytes", "Error", "Held-out error", "Damping", "Tokens"]
     cells = [
         [
-            Cell(row.name), Cell.number(row.block, "d"), Cell(row.role), Cell(row.method), Cell(_options(row.options)),
+            Cell(row.name), Cell.number(row.block, "d"), Cell(row.role), Cell(row.method), Cell(_options(row.options), kind="options"),
             Cell.number(row.bits, ".3f"), Cell.number(row.nbytes, ","), Cell.number(row.error, ".3e"),
             Cell.number(row.held_out_error, ".3e"), Cell.number(row.damping),
             Cell.number(row.tokens, ","),

@@ -17,17 +17,29 @@ from tersor.kernels._compiling import FIRST, LAST, SALT, compile_body, compile_e
 from tersor.kernels._rows import BFLOAT16, FLOAT16, FLOAT32, guarded, write_row, write_totals
 
 # Slots of the argument block that the threads of a team share, after those of `launch`. WHERE holds bits, pattern numbers or columns.
-WHERE, STARTS, VALUES, Y, Y_KIND, M, N, K, TABLE, TABLE_BITS, OF_M, LAID = range(4, 16)
+WHERE, STARTS, VALUES, Y, Y_KIND, M, N, K, TABLE, COUNT, OF_M, LAID = range(4, 16)
 SLOTS = 16
+_SPARE = 136
 BITS, FOURS, PATTERNS = range(3)
 
 
 @njit(inline="always")
-def _load_values(address, kind, end, spare):
+def _load_values(address, kind):
     if kind == FLOAT32:
-        return simd.load(guarded(address, 0, 1, 64, end, spare)[0], 1)
-    address = guarded(address, 0, 1, 32, end, spare)[0]
+        return simd.load(address, 1)
     return simd.load_half(address) if kind == FLOAT16 else simd.load_bfloat(address)
+
+
+@njit
+def _row_values(a, n, item, copy):
+    """The address of the values of row ``n``, after which sixteen more can be read: near the end of the buffer that of a copy."""
+    first, last = simd.read_int(a[STARTS] + 8 * n), simd.read_int(a[STARTS] + 8 * n + 8)
+    values = a[VALUES] + item * first
+    if last + 16 <= simd.read_int(a[STARTS] + 8 * a[N]):
+        return values
+    for i in range(item * (last - first)):
+        simd.write_byte(copy + i, simd.read_byte(values + i))
+    return copy
 
 
 @njit(inline="always")
@@ -38,77 +50,92 @@ def _read_value(address, kind):
 
 
 @njit
-def _unfold_fours(row, end, words, k, table, bits, spare):
-    """Write the bits of a row of patterns of four columns, numbered in ``bits`` bits, 64 columns at a time."""
+def _bits_for(count):
+    """Bits that the number of one of ``count`` patterns takes."""
+    bits = 0
+    while 1 << bits < count:
+        bits += 1
+    return bits
+
+
+@njit
+def _unfold_fours(row, end, words, k, table, spare):
+    """Write the bits of a row of patterns of four columns, 64 columns at a time; four patterns have numbers of 2 bits, six of 3."""
+    pairs = simd.read_int(table + 64) == 4
     for c in range(0, k, 64):
-        if bits == 3:
-            numbers = simd.load_codes(guarded(row + (c * 3 >> 5), 0, 1, 6, end, spare)[0], 3)
-        else:
+        if pairs:
             numbers = simd.load_codes(guarded(row + (c >> 4), 0, 1, 4, end, spare)[0], 2)
+        else:
+            numbers = simd.load_codes(guarded(row + (c * 3 >> 5), 0, 1, 6, end, spare)[0], 3)
         simd.write_int(words + (c >> 3), simd.bits_of_patterns(table, numbers))
 
 
 @njit
-def _unfold_patterns(row, words, k, table, bits, of_m):
+def _unfold_patterns(row, words, k, table, count, bits, of_m):
     """Write the bits of a row of any N:M patterns; a pattern is at most 63 bits, so it ends in this word or the next."""
-    word, filled = 0, 0
+    word = filled = 0
     for group in range(k // of_m):
         bit = group * bits
         code = simd.read_byte(row + (bit >> 3)) >> (bit & 7)
         if (bit & 7) + bits > 8:
             code |= simd.read_byte(row + (bit >> 3) + 1) << (8 - (bit & 7))
-        pattern = simd.read_int(table + 8 * (code & ((1 << bits) - 1)))
+        pattern = simd.read_int(table + 8 * min(code & ((1 << bits) - 1), count - 1))
         word |= pattern << filled
         if filled + of_m >= 64:
             simd.write_int(words, word)
             words += 8
-            word = pattern >> (64 - filled) if filled else 0
+            word = pattern >> (64 - filled)
         filled = (filled + of_m) & 63
     simd.write_int(words, word)
 
 
 @njit
 def _copy_bits(row, words, k):
-    """A row of a bit map, its last word padded with zeros."""
+    """A row of a bit map, padded with zeros."""
     for byte in range((k + 7) >> 3):
         simd.write_byte(words + byte, simd.read_byte(row + byte))
 
 
 @njit(inline="always")
 def _row_words(a, n, layout, words, spare):
-    """The address of the 64-bit words that mark the columns kept in row ``n``; without bits beyond the last column."""
+    """The address of the bits that mark the columns kept in row ``n``, sixteen at a time, none beyond the last column.
+
+    ``spare`` has room for a guarded read, a table of sixteen int32 and its length.
+    """
     k = a[K]
     if layout == BITS:
         row = a[WHERE] + n * ((k + 7) >> 3)
-        if k & 63 == 0:
+        if k & 15 == 0:
             return row
         _copy_bits(row, words, k)
     else:
-        width = (k // a[OF_M] * a[TABLE_BITS] + 7) >> 3
-        row = a[WHERE] + n * width
+        bits = _bits_for(a[COUNT])
+        width = (k // a[OF_M] * bits + 7) >> 3
+        row, last = a[WHERE] + n * width, words + (k >> 6 << 3)
         if layout == FOURS:
-            _unfold_fours(row, a[WHERE] + a[N] * width, words, k, a[TABLE], a[TABLE_BITS], spare)
+            for i in range(a[COUNT]):
+                simd.write_byte(spare + 64 + 4 * i, simd.read_int(a[TABLE] + 8 * i))
+            simd.write_int(spare + 128, a[COUNT])
+            _unfold_fours(row, a[WHERE] + a[N] * width, words, k, spare + 64, spare)
             if k & 63:
-                simd.write_int(words + (k >> 6 << 3), simd.read_int(words + (k >> 6 << 3)) & ((1 << (k & 63)) - 1))
+                simd.write_int(last, simd.read_int(last) & ((1 << (k & 63)) - 1))
         else:
-            _unfold_patterns(row, words, k, a[TABLE], a[TABLE_BITS], a[OF_M])
+            _unfold_patterns(row, words, k, a[TABLE], a[COUNT], bits, a[OF_M])
     return words
 
 
 @njit(inline="always")
-def _bit_product(a, words, values, end, m, kind, batch, spare):
+def _bit_product(a, words, values, m, kind, batch):
     """A tile of ``batch`` vectors whose lanes sum to the products of one row with a block of x."""
     item = 4 if kind == FLOAT32 else 2
     x = a[LAID] + m * ((a[K] + 63) >> 6) * 256
     total = simd.zeros(1, batch)
-    for c in range(0, a[K], 64):
-        word = simd.read_int(words + (c >> 3))
-        for quarter in range(4):
-            part = (word >> (16 * quarter)) & 0xFFFF
-            kept = simd.expand(_load_values(values, kind, end, spare), part)
-            total = simd.add_outer(kept, simd.load(x, batch), total)
-            values += item * simd.count_bits(part)
-            x += 64 * batch
+    for _ in range((a[K] + 15) >> 4):
+        part = simd.read_short(words)
+        total = simd.add_outer(simd.expand(_load_values(values, kind), part), simd.load(x, batch), total)
+        values += item * simd.count_bits(part & 0xFFFF)
+        words += 2
+        x += 64 * batch
     return total
 
 
@@ -121,16 +148,16 @@ def bit_product_body(layout: int, kind: int, batch: int) -> Any:
         salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
-        item = 4 if kind == FLOAT32 else 2
-        end = a[VALUES] + item * simd.read_int(a[STARTS] + 8 * a[N])
-        room = np.zeros(64 + 4 * batch + (a[K] >> 3) + 24, np.uint8)
+        item, words_size = 4 if kind == FLOAT32 else 2, (a[K] >> 3) + 24
+        room = np.zeros(_SPARE + 4 * batch + words_size + item * (a[K] + 16), np.uint8)
         spare = np.int64(room.ctypes.data)
+        totals = spare + _SPARE
         for n in range(start, stop):
-            words = _row_words(a, n, layout, spare + 64 + 4 * batch, spare)
-            values = a[VALUES] + item * simd.read_int(a[STARTS] + 8 * n)
+            words = _row_words(a, n, layout, totals + 4 * batch, spare)
+            values = _row_values(a, n, item, totals + 4 * batch + words_size)
             for m in range(0, a[M], batch):
-                simd.store_totals(spare + 64, _bit_product(a, words, values, end, m, kind, batch, spare))
-                write_totals(a[Y], a[Y_KIND], a[M], a[N], m, n, 1, batch, spare + 64)
+                simd.store_totals(totals, _bit_product(a, words, values, m, kind, batch))
+                write_totals(a[Y], a[Y_KIND], a[M], a[N], m, n, 1, batch, totals)
         room[0] = 0  # numba frees an array after its last use by name
 
     return compile_body(body)
@@ -145,19 +172,17 @@ def bit_fill_body(layout: int, kind: int) -> Any:
         salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
-        item, bfloat = 4 if kind == FLOAT32 else 2, a[Y_KIND] == BFLOAT16
-        end = a[VALUES] + item * simd.read_int(a[STARTS] + 8 * a[N])
-        words_size = (a[K] >> 3) + 24
-        room = np.zeros(64 + words_size + 4 * (a[K] + 64), np.uint8)
+        item, words_size, bfloat = 4 if kind == FLOAT32 else 2, (a[K] >> 3) + 24, a[Y_KIND] == BFLOAT16
+        room = np.zeros(_SPARE + words_size + (item + 4) * (a[K] + 16), np.uint8)
         spare = np.int64(room.ctypes.data)
-        dense = spare + 64 + words_size
+        dense = spare + _SPARE + words_size
         for n in range(start, stop):
-            words = _row_words(a, n, layout, spare + 64, spare)
-            values = a[VALUES] + item * simd.read_int(a[STARTS] + 8 * n)
+            words = _row_words(a, n, layout, spare + _SPARE, spare)
+            values = _row_values(a, n, item, dense + 4 * (a[K] + 16))
             for c in range(0, a[K], 16):
-                part = (simd.read_int(words + (c >> 6 << 3)) >> (c & 63)) & 0xFFFF
-                simd.store(dense + 4 * c, simd.expand(_load_values(values, kind, end, spare), part))
-                values += item * simd.count_bits(part)
+                part = simd.read_short(words + (c >> 3))
+                simd.store(dense + 4 * c, simd.expand(_load_values(values, kind), part))
+                values += item * simd.count_bits(part & 0xFFFF)
             write_row(dense, a[Y] + (n - a[FIRST]) * a[K] * (2 if bfloat else 4), a[K], bfloat)
         room[0] = 0  # numba frees an array after its last use by name
 
@@ -243,14 +268,14 @@ def entry() -> Any:
     salt = SALT
 
     def run(
-        where, starts, values, y, kind, n, k, table, table_bits, of_m, x, m, batch, first, last, body, launcher, thread, team, threads
+        where, starts, values, y, kind, n, k, table, count, of_m, x, m, batch, first, last, body, launcher, thread, team, threads
     ):
         salt  # noqa: B018
         data = np.empty(SLOTS, np.int64)
         scratch = np.zeros(64 + (m + batch - 1) // batch * batch * ((k + 63) >> 6) * 256, np.uint8)
         data[FIRST], data[LAST] = first, last
         data[WHERE], data[STARTS], data[VALUES], data[Y], data[Y_KIND], data[M], data[N], data[K] = where, starts, values, y, kind, m, n, k
-        data[TABLE], data[TABLE_BITS], data[OF_M] = table, table_bits, of_m
+        data[TABLE], data[COUNT], data[OF_M] = table, count, of_m
         data[LAID] = (np.int64(scratch.ctypes.data) + 63) & ~63
         _lay_out(x, kind, m, k, batch, data[LAID])
         launch(body, np.int64(data.ctypes.data), launcher, thread, team, threads)

@@ -7,9 +7,9 @@ multiplied by torch's own GEMM. The weight is never dense in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from tersor.errors import InvalidArgument
 from tersor.kernels import reference
 from tersor.kernels._available import kernels_run
 from tersor.kernels._openmp import team_for
+from tersor.kernels._tiled import DifferentiableProduct, multiply, tiles
 from tersor.kernels.packing import packed_size
 
 SCHEMES = {"symmetric": 0, "asymmetric": 1, "float_min": 2}
@@ -29,8 +30,6 @@ _SCALE_KINDS = {torch.float32: 0, torch.float16: 2}
 _MAX_ROWS = {torch.float32: 16, torch.bfloat16: 8}
 # Codes below which a second thread costs more than it saves.
 _GRAIN = 1 << 16
-# Smaller dequantised tiles make torch's GEMM slower, larger ones leave the cache.
-_TILE_BYTES = 1 << 22
 
 
 def quantized_linear(
@@ -61,14 +60,13 @@ def quantized_linear(
         InvalidArgument: If the last size of ``x`` is not ``in_features``, or the buffers do not belong together.
     """
     group_size = in_features if group_size == -1 else group_size
-    packed = _Packed(codes, scale, zero, bits, scheme, group_size, in_features)
+    packed = _Packed(_whole(codes), _whole(scale), None if zero is None else _whole(zero), bits, scheme, group_size, in_features)
     packed.check(x)
     if not _runs_compiled(x, scale, zero):
-        return reference.quantized_linear(
-            x, codes, scale, zero, bits=bits, scheme=scheme, group_size=group_size, in_features=in_features
-        )
+        return reference.quantized_linear(x, codes, scale, zero, bits=bits, scheme=scheme, in_features=in_features)
     if x.requires_grad and torch.is_grad_enabled():
-        return _Product.apply(x, packed)  # type: ignore[no-any-return]
+        made: Tensor = DifferentiableProduct.apply(x, partial(_product, packed=packed), partial(_tiles, packed))
+        return made
     return _product(x, packed)
 
 
@@ -96,7 +94,9 @@ class _Packed(NamedTuple):
             raise InvalidArgument(f"groups of {self.group_size} in {rows}x{columns} do not fit a scale of shape {tuple(self.scale.shape)}")
         if self.scheme == "symmetric":
             return
-        shape, dtype = ((rows, packed_size(groups, self.bits)), torch.uint8) if self.scheme == "asymmetric" else ((rows, groups), self.scale.dtype)
+        shape, dtype = (rows, groups), self.scale.dtype
+        if self.scheme == "asymmetric":
+            shape, dtype = (rows, packed_size(groups, self.bits)), torch.uint8
         if self.zero is None or self.zero.shape != shape or self.zero.dtype != dtype:
             given = "none" if self.zero is None else f"{self.zero.dtype} {tuple(self.zero.shape)}"
             raise InvalidArgument(f"the zero of {self.scheme} must be {dtype} {shape}, got {given}")
@@ -119,15 +119,12 @@ def _product(x: Tensor, packed: _Packed) -> Tensor:
     if x.dtype == torch.float16:  # numba and most processors have no float16 arithmetic
         return _product(x.float(), packed).half()
     rows = x.numel() // packed.in_features
-    if not x.is_contiguous():
-        x = x.contiguous()
+    x = x if x.is_contiguous() else x.contiguous()
     y = torch.empty(*x.shape[:-1], packed.codes.shape[0], dtype=x.dtype)
     if rows <= _MAX_ROWS[x.dtype] and _lanes_align(packed):
         _multiply(x, y, rows, packed)
-    elif rows:
-        flat, made = x.view(rows, -1), y.view(rows, -1)
-        for first, tile in _tiles(packed, x.dtype):
-            torch.mm(flat, tile.t(), out=made[:, first : first + tile.shape[0]])
+    else:
+        multiply(x, y, partial(_tiles, packed))
     return y
 
 
@@ -136,6 +133,10 @@ def _compiled() -> ModuleType:
     from tersor.kernels import _quantized_numba
 
     return _quantized_numba
+
+
+def _whole(buffer: Tensor) -> Tensor:
+    return buffer if buffer.is_contiguous() else buffer.contiguous()
 
 
 def _lanes_align(packed: _Packed) -> bool:
@@ -155,34 +156,13 @@ def _multiply(x: Tensor, y: Tensor, rows: int, packed: _Packed) -> None:
 
 
 def _tiles(packed: _Packed, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """The dense rows in the type ``dtype``, some at a time, each with its first row; a tile is overwritten by the next."""
-    compiled = _compiled()
-    n, k = packed.codes.shape[0], packed.in_features
-    rows = min(n, max(16, _TILE_BYTES // (k * dtype.itemsize)))
-    buffer = torch.empty(rows, k, dtype=dtype)
+    compiled, n, k = _compiled(), packed.codes.shape[0], packed.in_features
     entry, body = compiled.dequantise_entry(), compiled.dequantise_body(packed.bits, dtype == torch.bfloat16)
-    for first in range(0, n, rows):
-        last = min(n, first + rows)
+
+    def write(first: int, last: int, buffer: Tensor) -> None:
         entry(
             *packed.addresses(), buffer.data_ptr(), _KINDS[dtype], n, k, packed.group_size,
             first, last, body.address, *team_for((last - first) * k, _GRAIN),
         )  # fmt: skip
-        yield first, buffer[: last - first]
 
-
-class _Product(torch.autograd.Function):
-    """The product with a gradient for x, which dequantises again instead of keeping a dense weight."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: _Packed) -> Tensor:
-        ctx.packed, ctx.dtype = packed, x.dtype
-        return _product(x.detach(), packed)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        dtype = torch.float32 if ctx.dtype == torch.float16 else ctx.dtype
-        flat = grad.reshape(-1, grad.shape[-1]).to(dtype)
-        made = torch.zeros(flat.shape[0], ctx.packed.in_features)
-        for first, tile in _tiles(ctx.packed, dtype):
-            made += flat[:, first : first + tile.shape[0]] @ tile
-        return made.to(ctx.dtype).view(*grad.shape[:-1], -1), None
+    return tiles(n, k, dtype, write)

@@ -6,8 +6,8 @@ and multiplied by torch's own GEMM. The weight is never dense in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,19 +18,17 @@ from tersor.errors import InvalidArgument
 from tersor.kernels import reference
 from tersor.kernels._available import kernels_run
 from tersor.kernels._openmp import team_for
+from tersor.kernels._tiled import DifferentiableProduct, multiply, tiles
 from tersor.kernels.packing import packed_size
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _VALUE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _COLUMN_TYPES = (torch.uint8, torch.int16, torch.int32)
 
-# Rows of x up to which the stored form beats dense tiles (benchmarks/kernels.py); column indices are followed one at a time.
-_MAX_ROWS = {torch.float32: 16, torch.bfloat16: 8}
-_MAX_ROWS_COLUMNS = {torch.float32: 8, torch.bfloat16: 4}
+# Rows of x up to which the stored form beats dense tiles (benchmarks/kernels.py): bfloat16 GEMM is the faster one to beat.
+_MAX_ROWS = {torch.float32: 12, torch.bfloat16: 6}
 # Kept values below which a second thread costs more than it saves.
 _GRAIN = 1 << 15
-# Smaller dense tiles make torch's GEMM slower, larger ones leave the cache.
-_TILE_BYTES = 1 << 22
 
 
 def masked_linear(x: Tensor, bits: Tensor, values: Tensor, starts: Tensor, *, in_features: int) -> Tensor:
@@ -53,7 +51,7 @@ def masked_linear(x: Tensor, bits: Tensor, values: Tensor, starts: Tensor, *, in
     _check(x, values, starts, in_features)
     if bits.shape != (rows, packed_size(in_features, 1)) or bits.dtype != torch.uint8:
         raise InvalidArgument(f"a {rows}x{in_features} bit map has {packed_size(in_features, 1)} bytes a row, got shape {tuple(bits.shape)}")
-    return _linear(x, _Pruned(bits, starts, values, in_features))
+    return _linear(x, _Pruned(bits.contiguous(), starts, values, in_features))
 
 
 def pattern_linear(
@@ -83,7 +81,7 @@ def pattern_linear(
         raise InvalidArgument(f"patterns of 2 to 63 columns that divide {in_features}, at most 256 of them; got {of_m} and {patterns.numel()}")
     if codes.shape != (rows, packed_size(in_features // of_m, number_bits)) or codes.dtype != torch.uint8:
         raise InvalidArgument(f"{in_features // of_m} patterns of {number_bits} bits do not fit codes of shape {tuple(codes.shape)}")
-    return _linear(x, _Pruned(codes, starts, values, in_features, patterns, of_m))
+    return _linear(x, _Pruned(codes.contiguous(), starts, values, in_features, patterns.contiguous(), of_m))
 
 
 def column_linear(x: Tensor, columns: Tensor, values: Tensor, starts: Tensor, *, in_features: int) -> Tensor:
@@ -105,15 +103,15 @@ def column_linear(x: Tensor, columns: Tensor, values: Tensor, starts: Tensor, *,
     _check(x, values, starts, in_features)
     if columns.shape != values.shape or columns.dtype not in _COLUMN_TYPES:
         raise InvalidArgument(f"columns must be uint8, int16 or int32 like the {values.numel()} values, got {columns.dtype} {tuple(columns.shape)}")
-    return _linear(x, _Pruned(columns, starts, values, in_features))
+    return _linear(x, _Pruned(columns.contiguous(), starts, values, in_features))
 
 
 def _check(x: Tensor, values: Tensor, starts: Tensor, in_features: int) -> None:
     """Refuse what does not belong together, because the kernels read memory by these numbers."""
     if x.shape[-1] != in_features:
         raise InvalidArgument(f"x must have {in_features} features in its last dimension, got shape {tuple(x.shape)}")
-    if starts.dtype != torch.int64 or values.ndim != 1 or int(starts[-1]) != values.numel():
-        raise InvalidArgument(f"starts must be int64 and end with the number of values, {values.numel()}; got {starts.dtype}")
+    if starts.dtype != torch.int64 or not (values.ndim == 1 and values.is_contiguous()) or int(starts[-1]) != values.numel():
+        raise InvalidArgument(f"starts must be int64 and end with the number of contiguous values, {values.numel()}; got {starts.dtype}")
 
 
 class _Pruned(NamedTuple):
@@ -133,27 +131,27 @@ class _Pruned(NamedTuple):
     @property
     def layout(self) -> int:
         """As the compiled bodies number them: bits, patterns of four columns, other patterns."""
-        return 0 if self.patterns is None else 1 if self.of_m == 4 and self.patterns.numel() > 2 else 2
+        return 0 if self.patterns is None else 1 if self.of_m == 4 else 2
 
     def dense(self, first: int, last: int) -> Tensor:
         """Rows by the plain torch twins, float32."""
         part = slice(int(self.starts[first]), int(self.starts[last]))
         if self.where.ndim == 1:
-            return reference.fill_columns(self.where[part], self.values[part], self.starts[first : last + 1], self.in_features)
-        bits = self.where[first:last]
-        mask = (
-            reference.unfold_bits(bits, self.in_features)
-            if self.patterns is None
-            else reference.unfold_patterns(bits, self.patterns, self.of_m, self.in_features)
-        )
-        return reference.fill_mask(mask, self.values[part])
+            mask = reference.mask_of_columns(self.where[part], self.starts[first : last + 1], self.in_features)
+        elif self.patterns is None:
+            mask = reference.mask_of_bits(self.where[first:last], self.in_features)
+        else:
+            mask = reference.mask_of_patterns(self.where[first:last], self.patterns, self.of_m, self.in_features)
+        return reference.fill(mask, self.values[part])
 
 
 def _linear(x: Tensor, weight: _Pruned) -> Tensor:
-    if torch.is_grad_enabled() and weight.values.requires_grad or not _runs_compiled(x, weight):
-        return reference.tiled_linear(x, weight.dense, weight.rows, weight.in_features)
-    if x.requires_grad and torch.is_grad_enabled():
-        return _Product.apply(x, weight)  # type: ignore[no-any-return]
+    wants_grad = torch.is_grad_enabled()
+    if (wants_grad and weight.values.requires_grad) or not _runs_compiled(x, weight):
+        return reference.tiled_linear(x, weight.dense, weight.rows)
+    if wants_grad and x.requires_grad:
+        made: Tensor = DifferentiableProduct.apply(x, partial(_product, weight=weight), partial(_tiles, weight))
+        return made
     return _product(x, weight)
 
 
@@ -169,13 +167,11 @@ def _product(x: Tensor, weight: _Pruned) -> Tensor:
     m = x.numel() // weight.in_features
     x = x if x.is_contiguous() else x.contiguous()
     y = torch.empty(*x.shape[:-1], weight.rows, dtype=x.dtype)
-    if m <= (_MAX_ROWS_COLUMNS if weight.where.ndim == 1 else _MAX_ROWS)[x.dtype]:
+    if m <= _MAX_ROWS[x.dtype]:
         batch = 1 if m <= 2 or weight.where.ndim == 1 else 4
         _run(weight, y, (0, weight.rows), _body(weight, batch), x=x, m=m, batch=batch)
-    elif m:
-        flat, made = x.view(m, -1), y.view(m, -1)
-        for first, tile in _tiles(weight, x.dtype):
-            torch.mm(flat, tile.t(), out=made[:, first : first + tile.shape[0]])
+    else:
+        multiply(x, y, partial(_tiles, weight))
     return y
 
 
@@ -184,14 +180,6 @@ def _compiled() -> ModuleType:
     from tersor.kernels import _sparse_numba
 
     return _sparse_numba
-
-
-@cache
-def _four_table(patterns: Tensor) -> Tensor:
-    """The patterns of four columns as the sixteen int32 of a register."""
-    table = torch.zeros(16, dtype=torch.int32)
-    table[: patterns.numel()] = patterns
-    return table
 
 
 def _body(weight: _Pruned, batch: int) -> Any:
@@ -205,34 +193,15 @@ def _body(weight: _Pruned, batch: int) -> Any:
 
 def _run(weight: _Pruned, y: Tensor, part: tuple[int, int], body: Any, *, x: Tensor | None = None, m: int = 0, batch: int = 1) -> None:
     """Multiply all of ``weight`` with ``x``, or write its rows ``part`` densely into ``y``."""
-    table = torch.empty(0) if weight.patterns is None else _four_table(weight.patterns) if weight.layout == 1 else weight.patterns
-    table_bits = 0 if weight.patterns is None else reference.pattern_bits(weight.patterns)
+    patterns, count = (0, 0) if weight.patterns is None else (weight.patterns.data_ptr(), weight.patterns.numel())
     work = weight.values.numel() * (part[1] - part[0]) // max(weight.rows, 1)
     _compiled().entry()(
         weight.where.data_ptr(), weight.starts.data_ptr(), weight.values.data_ptr(), y.data_ptr(), _KINDS[y.dtype], weight.rows,
-        weight.in_features, table.data_ptr(), table_bits, weight.of_m, 0 if x is None else x.data_ptr(), m, batch, *part, body.address,
+        weight.in_features, patterns, count, weight.of_m, 0 if x is None else x.data_ptr(), m, batch, *part, body.address,
         *team_for(work, _GRAIN),
     )  # fmt: skip
 
 
 def _tiles(weight: _Pruned, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """The dense rows in the type ``dtype``, some at a time, each with its first row; a tile is overwritten by the next."""
-    rows = min(weight.rows, max(16, _TILE_BYTES // (weight.in_features * dtype.itemsize)))
-    buffer = torch.empty(rows, weight.in_features, dtype=dtype)
-    for first in range(0, weight.rows, rows):
-        last = min(weight.rows, first + rows)
-        _run(weight, buffer, (first, last), _body(weight, 0))
-        yield first, buffer[: last - first]
-
-
-class _Product(torch.autograd.Function):
-    """The product with a gradient for x, which writes dense tiles again instead of keeping a dense weight."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: _Pruned) -> Tensor:
-        ctx.weight, ctx.dtype = weight, x.dtype
-        return _product(x.detach(), weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return reference.tiled_gradient(grad, _tiles, ctx.weight, ctx.dtype), None
+    body = _body(weight, 0)
+    return tiles(weight.rows, weight.in_features, dtype, lambda first, last, buffer: _run(weight, buffer, (first, last), body))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tersor.errors import InvalidArgument
 from tersor.models.model import Model
-from tersor.models.structure import find_blocks, logits_of, run_model, skipped
+from tersor.models.structure import Stop, find_blocks, logits_of, run_model, skipped
 
 
 class PrefixRunner:
@@ -31,8 +31,8 @@ class PrefixRunner:
         ...                                   num_attention_heads=2)
         >>> model = Model(transformers.LlamaForCausalLM(config))
         >>> runner, tokens = PrefixRunner(model), torch.arange(8)[None]
-        >>> full = runner.prepare(tokens)
-        >>> torch.equal(runner.logits(tokens, start=2), full), runner.blocks_skipped
+        >>> runner.prepare(tokens)
+        >>> torch.equal(runner.logits(tokens, start=2), model.module(tokens).logits), runner.blocks_skipped
         (True, 2)
     """
 
@@ -51,20 +51,21 @@ class PrefixRunner:
         return len(self._blocks)
 
     @torch.inference_mode()
-    def prepare(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Run everything on a minibatch and remember what every block returned, ``n_blocks`` hidden states a token.
+    def prepare(self, tokens: Tensor, mask: Tensor | None = None) -> None:
+        """Run all blocks on a minibatch and remember what each returned, ``n_blocks`` hidden states a token.
+
+        The head is not run: ``logits(tokens, n_blocks)`` gives the logits of the model as it was here.
 
         Args:
             tokens: ``[n, length]``.
             mask: ``[n, length]``, true where a token counts; ``None`` if all do.
-
-        Returns:
-            The logits ``[n, length, vocabulary]``.
         """
         self._outputs = []
         hooks = [block.register_forward_hook(self._remember) for block in self._blocks]
         try:
-            logits = logits_of(run_model(self._module, tokens, mask))
+            run_model(self._module, tokens, mask)
+        except Stop:
+            pass
         finally:
             for hook in hooks:
                 hook.remove()
@@ -73,7 +74,6 @@ class PrefixRunner:
             raise InvalidArgument(f"{type(self._module).__name__} ran {ran} blocks of {self.n_blocks}; its prefix cannot be reused")
         self._tokens, self._mask = tokens, mask
         self.blocks_run += self.n_blocks
-        return logits
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor, start: int) -> Tensor:
@@ -100,3 +100,5 @@ class PrefixRunner:
 
     def _remember(self, block: nn.Module, args: Any, output: Any) -> None:
         self._outputs.append(output)
+        if block is self._blocks[self.n_blocks - 1]:
+            raise Stop(None)

@@ -35,8 +35,10 @@ def depth_rows(model: Any, size: Any, folder: Path, seeds: tuple[int, ...]) -> I
     def choices(dropped: set[int]) -> Choices:
         return tuple(int(block in dropped) for block in units)
 
-    per_block = job.problem().merged()[0].units[0].costs
-    problem = job.problem(job.menu.fixed + (len(blocks) - drop) * max(per_block) + drop * min(per_block))
+    # Names of later blocks are longer, so their headers are: the budget is that of the dearest set of this size.
+    tables = [unit.costs for unit in job.problem().merged()[0].units]
+    kept = sorted((max(costs) for costs in tables), reverse=True)[: len(blocks) - drop]
+    problem = job.problem(job.menu.fixed + sum(kept) + drop * max(min(costs) for costs in tables))
     judge = job.fitness
 
     def row(method: str, chosen: Choices, seed: int | None = None, evaluations: int = 0) -> Row:

@@ -120,8 +120,7 @@ class KLFitness:
         self.tokens = tokens
         self.database = database
         self.layers = tuple(layers)
-        student = model.copy()
-        student.module.to(dtype)
+        student = model.copy(dtype)
         self.dtype = dtype
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher.record(student.module, tokens, teacher)
         self._cache = DenseCache(database, dtype)
@@ -134,6 +133,11 @@ class KLFitness:
         self._reuse = reuse
         self.evaluations = 0
         self.tokens_judged = 0
+
+    @property
+    def available_tokens(self) -> int:
+        """Tokens that a minibatch can have at most."""
+        return self.tokens.numel()
 
     @property
     def blocks_run(self) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import platform
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from tersor.allocation import Allocation
-from tersor.evaluation import Evaluation, LayerRow, ReportRow, RunReport, evaluate
+from tersor.evaluation import Evaluation, RunReport, disagreement, evaluate
+from tersor.evaluation.run_report import LayerRow, ReportRow
 from tersor.models import Model
 from tersor.models.storage import safetensors_size
 from tersor.models.structure import find_blocks
@@ -27,7 +28,7 @@ MUCH_DAMPING = 0.1
 
 def make_report(job: Job, found: Allocation, small: Model, clock: Timed) -> RunReport:
     """Measure the original, the uniform assignment under the same budget and ``small``, and write down how it came about."""
-    rows, errors = [], {}
+    rows = []
     candidates: dict[str, tuple[Model, Choices | None]] = {"original": (job.model, None)}
     if job.budget is not None and (uniform := job.uniform(job.budget)) != found.choices:
         candidates["uniform"] = (job.assemble(uniform), uniform)
@@ -37,29 +38,27 @@ def make_report(job: Job, found: Allocation, small: Model, clock: Timed) -> RunR
     for name, (model, choices) in candidates.items():
         measured = None
         if job.texts.evaluation is not None:
-            windows = job.texts.evaluation
-            measured = evaluate(model, windows.reshape(-1), None if choices is None else job.model, context=windows.shape[1], max_tokens=windows.numel())
-        rows.append(_row(name, model, choices, measured))
-        if choices is not None and measured is not None and measured.kl is not None:
-            errors[name] = (problem.error(choices), measured.kl)
+            measured = evaluate(model, job.texts.evaluation, None if choices is None else job.model, max_tokens=None)
+        rows.append(_row(name, model, None if choices is None else problem.error(choices), measured))
         clock.advance(note=name)
     layers = _layers(job, found.choices)
     return RunReport(
         model=job.model.name, created=datetime.now(UTC).isoformat(timespec="seconds"), command=" ".join(["tersor", *sys.argv[1:]]), versions=_versions(),
         budget=job.budget, texts=job.texts.sources, rows=rows, layers=layers, search=[dict(row) for row in found.history],
-        warnings=_warnings(job, layers, errors), seconds={name: round(spent, 1) for name, spent in clock.finish().items()},
+        warnings=_warnings(job, layers, rows), seconds={name: round(spent, 1) for name, spent in clock.finish().items()},
         predicted=job.preflight.to_dict(), counters=job.counters,
     )  # fmt: skip
 
 
-def _row(name: str, model: Model, choices: Choices | None, measured: Evaluation | None) -> ReportRow:
+def _row(name: str, model: Model, layer_error: float | None, measured: Evaluation | None) -> ReportRow:
     # The original is counted in 16-bit weights, whatever type it was loaded in: that is what people store.
-    nbytes = 2 * model.n_parameters if choices is None else safetensors_size(model)
-    bits = 8 * nbytes / model.n_parameters
+    nbytes = 2 * model.n_parameters if layer_error is None else safetensors_size(model)
+    row = ReportRow(name, nbytes, 8 * nbytes / model.n_parameters, layer_error=layer_error)
     if measured is None:
-        return ReportRow(name, nbytes, bits)
+        return row
     perplexity = measured.perplexity if math.isfinite(measured.perplexity) else None
-    return ReportRow(name, nbytes, bits, perplexity, measured.kl, measured.kl_stderr, measured.top1)
+    stderr = measured.perplexity_stderr if perplexity is not None and math.isfinite(measured.perplexity_stderr or math.inf) else None
+    return replace(row, perplexity=perplexity, perplexity_stderr=stderr, kl=measured.kl, kl_stderr=measured.kl_stderr, top1=measured.top1)
 
 
 def _layers(job: Job, choices: Choices) -> list[LayerRow]:
@@ -76,14 +75,8 @@ def _layers(job: Job, choices: Choices) -> list[LayerRow]:
     return rows
 
 
-def _warnings(job: Job, layers: list[LayerRow], errors: dict[str, tuple[float, float]]) -> list[str]:
-    warnings = []
-    for (first, (error_a, kl_a)), (second, (error_b, kl_b)) in combinations(errors.items(), 2):
-        if (error_a - error_b) * (kl_a - kl_b) < 0:
-            warnings.append(
-                f"layer errors and the whole model disagree: {first} has a sum of layer errors of {error_a:.3f} and a divergence of {kl_a:.4f}, "
-                f"{second} {error_b:.3f} and {kl_b:.4f}; trust the divergence"
-            )
+def _warnings(job: Job, layers: list[LayerRow], rows: list[ReportRow]) -> list[str]:
+    warnings = [str(pair) for pair in disagreement(rows)]
     damped = [row.name for row in layers if row.damping is not None and row.damping > MUCH_DAMPING]
     if damped:
         warnings.append(f"{len(damped)} layers needed more than {MUCH_DAMPING} damping, the first is {damped[0]}; more calibration text may help")

@@ -139,7 +139,7 @@ def _notes(model: Model, rows: list[LayerRow], gguf_type: str | None) -> list[st
     replaced = [row for row in rows if gguf_type in BLOCK_TYPES and fallback(gguf_type, model.shape(row.name)[1]) != gguf_type]
     if replaced:
         notes.append(
-            f"{len(replaced)} of {len(rows)} layers have rows that are no multiple of {BLOCK_TYPES[str(gguf_type)].block} and were stored in "
+            f"{len(replaced)} of {len(rows)} layers have rows that are no multiple of {BLOCK_TYPES[str(gguf_type)].block}, stored in "
             f"a larger type than {gguf_type}; go by the bits per weight, not by that name"
         )
     grown = [row for row in rows if row.name in (weights := model.weights()) and row.nbytes > 2 * weights[row.name].nbytes]

@@ -55,7 +55,7 @@ def architecture_of(model: Model) -> Architecture:
     name = _ARCHITECTURES.get(config.model_type)
     if name is None or not model.architecture.endswith(("ForCausalLM", "LMHeadModel")):
         known = ", ".join(_ARCHITECTURES)
-        raise InvalidArgument(f"{model.architecture} cannot be exported to GGUF, language models of the types {known} can; use another format")
+        raise InvalidArgument(f"{model.architecture} cannot be exported to GGUF, language models of the types {known} can")
     _refuse_options(config, name)
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads

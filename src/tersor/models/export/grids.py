@@ -68,6 +68,18 @@ def quantized_view(weight: CompressedWeight) -> QuantizedWeight | None:
     return QuantizedWeight(codes, values.scale, stored, bits=grid.bits, scheme=grid.scheme, group_size=grid.group_size)
 
 
+def symmetric_view(weight: QuantizedWeight) -> QuantizedWeight | None:
+    """The same values on a symmetric grid without zero points, which takes a bit more, or ``None`` if that would be nine or there is a minimum."""
+    if weight.scheme == "symmetric":
+        return weight
+    if weight.scheme == "float_min" or weight.bits == 8:
+        return None
+    codes = (IntegerGrid.of(weight).steps + 2**weight.bits).to(torch.uint8)
+    return QuantizedWeight(
+        codes, weight.scale, None, bits=weight.bits + 1, scheme="symmetric", group_size=weight.group_size, input_scale=weight.input_scale
+    )
+
+
 def without_input_scale(weight: QuantizedWeight) -> QuantizedWeight:
     """A copy of ``weight`` without its column scale."""
     return _rebuilt(weight, weight.scale, _stored_zero(weight), None)

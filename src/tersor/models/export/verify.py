@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ _TEXTS = (
 _LENGTH = 48
 # transformers computes with the same numbers; only the order of additions may differ.
 _TRANSFORMERS_TOLERANCE = 1e-3
-# llama.cpp rounds the inputs of quantised layers to 8 bits, in blocks of 32, or of 256 for super-block types. That alone costs a large model
-# 1e-5 to 1e-3 nats and a tiny one of two bits a little more; a wrong layout costs whole nats, and on an untrained model the whole logits.
+# llama.cpp rounds the inputs of quantised layers to 8 bits, in blocks of 32, or of 256 for super-block types. That alone costs a good
+# model 1e-5 to 1e-3 nats and a tiny one of two bits a little more; a wrong layout costs whole nats, in an untrained model the logits.
 _KL_TOLERANCE = {"float": 1e-4, "block": 5e-3, "super-block": 2e-2}
 _ERROR_TOLERANCE = {"float": 1e-2, "block": 5e-2, "super-block": 1e-1}
 _SAME_ERROR = 1e-5
@@ -52,7 +54,8 @@ def verify_folder(model: Model, folder: Path, rounded: bool) -> dict[str, Any]:
 
     cls = type(model.module)
     try:
-        with quiet_transformers():
+        # The format's library shows progress bars that cannot be switched off otherwise.
+        with quiet_transformers(), redirect_stderr(StringIO()):
             module, loading = cls.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
     except Exception as error:
         raise TersorError(f"verification failed: transformers cannot load the exported folder: {first_line(error)}") from None
@@ -61,7 +64,9 @@ def verify_folder(model: Model, folder: Path, rounded: bool) -> dict[str, Any]:
             what = problem.replace("_", " ")
             raise TersorError(f"verification failed: the exported folder has {what} in transformers, such as {sorted(keys)[0]}")
     tokens = probe_tokens(model)
-    difference = relative_error(_logits(model.module, tokens), _logits(module.eval(), tokens))
+    with redirect_stderr(StringIO()):
+        found = _logits(module.eval(), tokens)
+    difference = relative_error(_logits(model.module, tokens), found)
     if difference > _TRANSFORMERS_TOLERANCE and not rounded:
         allowed = f"at most {_TRANSFORMERS_TOLERANCE} is allowed"
         raise TersorError(f"verification failed: logits in transformers differ by {difference:.1e} of their size, {allowed}")
@@ -98,8 +103,8 @@ def verify_gguf(model: Model, folded: Model, path: Path, rows: list[LayerRow]) -
     kl, difference = kl_divergence(read, logits), relative_error(_centred(read), _centred(logits))
     if kl > _KL_TOLERANCE[kind] or difference > _ERROR_TOLERANCE[kind]:
         raise TersorError(
-            f"verification failed: llama.cpp's logits differ from those of the stored values by a KL divergence of {kl:.1e} and {difference:.1%} "
-            f"of their size; {_KL_TOLERANCE[kind]} and {_ERROR_TOLERANCE[kind]:.0%} are allowed"
+            f"verification failed: llama.cpp's logits differ from those of the stored values by a KL divergence of {kl:.1e} and "
+            f"{difference:.1%} of their size; {_KL_TOLERANCE[kind]} and {_ERROR_TOLERANCE[kind]:.0%} are allowed"
         )
     for text, ids in zip(_TEXTS, texts, strict=False):
         if ids != model.encode(text).tolist():

@@ -1,0 +1,1 @@
+"""The main job in stages: recipe, pre-flight, texts, level database, fitness, allocation, report."""
