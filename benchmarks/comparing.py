@@ -84,6 +84,10 @@ def with_values(original: Any, file: Path) -> Any:
 
     twin = original.copy()
     values = load_file(file)
+    for name in original.embeddings():
+        # A tied head that the peer did not leave alone would be compared with one that we left.
+        if f"{name}.weight" in values and not bool((values[f"{name}.weight"] == original.matrix(name)).all()):
+            raise SystemExit(f"the peer changed {name}, which was to stay as it is")
     for name, parameter in twin.module.named_parameters():
         if name in values:
             if values[name].shape != parameter.shape:

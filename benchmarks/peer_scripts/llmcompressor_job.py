@@ -10,6 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+# A pattern: SparseGPT's modifier knows a targeted layer as "lm_head." and would not find it under its plain name.
+HEAD = ["re:.*lm_head.*"]
+
 
 def recipe(method: str, options: dict) -> list:
     """The peer's modifiers for one of our methods with our options."""
@@ -20,7 +23,7 @@ def recipe(method: str, options: dict) -> list:
 
     if method == "sparsegpt":
         structure = f"{options['keep_n']}:{options['of_m']}"
-        return [SparseGPTModifier(sparsity=0.5, mask_structure=structure, targets=["Linear"], ignore=["lm_head"], block_size=128, dampening_frac=0.01)]
+        return [SparseGPTModifier(sparsity=0.5, mask_structure=structure, targets=["Linear"], ignore=HEAD, block_size=128, dampening_frac=0.01)]
     weights = {
         "num_bits": options["bits"], "type": "int", "strategy": "group", "group_size": options["group_size"],
         "symmetric": options["scheme"] == "symmetric",
@@ -28,10 +31,10 @@ def recipe(method: str, options: dict) -> list:
     if method == "gptq":
         groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
         actorder = "static" if options.get("act_order") else None
-        return [GPTQModifier(config_groups=groups, ignore=["lm_head"], actorder=actorder, block_size=128, dampening_frac=0.01)]
+        return [GPTQModifier(config_groups=groups, ignore=HEAD, actorder=actorder, block_size=128, dampening_frac=0.01)]
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     _without_pinning()
-    return [AWQModifier(duo_scaling=False), QuantizationModifier(config_groups=groups, ignore=["lm_head"])]
+    return [AWQModifier(duo_scaling=False), QuantizationModifier(config_groups=groups, ignore=HEAD)]
 
 
 def _without_pinning() -> None:

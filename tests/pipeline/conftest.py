@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ def stories(stories_path) -> Model:
     return load(stories_path)
 
 
-def small_recipe(**changes: Any) -> Recipe:
+def _small_recipe(**changes: Any) -> Recipe:
     """A searched mixture of 2 to 6 bits on a few hundred tokens."""
     data: dict[str, Any] = {
         "levels": [{"method": "gptq", "bits": [2, 3, 4, 6]}],
@@ -29,5 +30,10 @@ def small_recipe(**changes: Any) -> Recipe:
 
 
 @pytest.fixture
+def small_recipe(data_dir) -> Callable[..., Recipe]:
+    return _small_recipe
+
+
+@pytest.fixture
 def recipe(data_dir) -> Recipe:
-    return small_recipe()
+    return _small_recipe()

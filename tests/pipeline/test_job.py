@@ -9,7 +9,6 @@ import tersor
 from tersor.errors import InvalidArgument
 from tersor.models import load
 from tersor.pipeline.job import Job
-from tests.pipeline.conftest import small_recipe
 
 
 def test_the_written_file_is_within_one_per_cent_below_the_budget(stories, recipe, tmp_path):
@@ -83,7 +82,7 @@ def test_calibration_held_out_and_search_windows_are_disjoint(stories, recipe, t
     assert len(set(rows)) == len(rows)
 
 
-def test_depth_search_drops_whole_sublayers(stories, data_dir):
+def test_depth_search_drops_whole_sublayers(stories, small_recipe):
     recipe = small_recipe(levels=[{"method": "keep"}, {"method": "drop"}], embeddings=[], budget="400KB", fused="sublayer", propagate="dense")
     small = tersor.compress(stories, recipe)
     dropped = {name for name, weight in small.weights().items() if weight.kind == "zero"}
@@ -93,7 +92,7 @@ def test_depth_search_drops_whole_sublayers(stories, data_dir):
         assert all(other in dropped for other in small.weights() if other.startswith(part))
 
 
-def test_fused_inputs_share_their_level(stories, data_dir):
+def test_fused_inputs_share_their_level(stories, small_recipe):
     small = tersor.compress(stories, small_recipe(fused="inputs"))
     for block in range(5):
         for names in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")):
@@ -112,7 +111,7 @@ def test_fused_inputs_share_their_level(stories, data_dir):
     ],
     ids=["budget", "group size", "bits", "too little text", "evaluation is calibration", "missing text"],
 )
-def test_what_cannot_work_is_refused_in_one_sentence(stories, data_dir, tmp_path, changes, said):
+def test_what_cannot_work_is_refused_in_one_sentence(stories, small_recipe, tmp_path, changes, said):
     with pytest.raises(InvalidArgument) as caught:
         tersor.compress(stories, small_recipe(**changes), output=tmp_path / "out")
     assert said in str(caught.value)
@@ -120,7 +119,7 @@ def test_what_cannot_work_is_refused_in_one_sentence(stories, data_dir, tmp_path
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_a_changed_recipe_on_resume_is_refused(stories, recipe, tmp_path):
+def test_a_changed_recipe_on_resume_is_refused(stories, recipe, small_recipe, tmp_path):
     tersor.compress(stories, recipe, output=tmp_path / "out")
     with pytest.raises(InvalidArgument, match="seed"):
         tersor.compress(stories, small_recipe(search={**recipe.search.model_dump(), "seed": 1}), output=tmp_path / "out")

@@ -55,13 +55,15 @@ def make_windows(model: Model, text: Text | None, *, context: int | None = None,
         model: Its tokenizer and limits are used.
         text: A name or file known to :func:`tersor.data.text`, the text itself (anything with blanks that is no file), token
             ids ``[n]`` or ``[n_windows, length]``, or a list of documents. ``None`` is the Python language reference.
-        context: Window length; 512 or the model's limit, whichever is shorter, without it.
+        context: Window length. Without it, that of the matrix; for anything else 512 or the model's limit, whichever is shorter.
         max_tokens: Use at most so many tokens, but at least one window.
 
     Raises:
         InvalidArgument: If the context exceeds the model, ids are not in its vocabulary, or there is not one whole window.
     """
-    length = min(CONTEXT, model.max_context) if context is None else context
+    length = context
+    if length is None:
+        length = text.shape[1] if isinstance(text, Tensor) and text.ndim == 2 else min(CONTEXT, model.max_context)
     if not 2 <= length <= model.max_context:
         raise InvalidArgument(f"context must be from 2 to the {model.max_context} tokens that {model.name} takes, got {length}")
     if max_tokens is not None and max_tokens < 2:

@@ -42,7 +42,7 @@ def _with_cache(compile_: Callable[[bool], Any]) -> Any:
 
 
 @njit
-def share(data):
+def share(data: int) -> tuple[int, int]:
     """The rows ``(start, stop)`` of the calling thread of the team."""
     first, last = simd.read_int(data + 8 * FIRST), simd.read_int(data + 8 * LAST)
     if simd.read_int(data + 8 * TEAM) == 0:
@@ -53,7 +53,7 @@ def share(data):
 
 
 @njit
-def launch(body, data, launcher, thread, team, threads):
+def launch(body: int, data: int, launcher: int, thread: int, team: int, threads: int) -> None:
     """Run ``body(data)`` on ``threads`` threads."""
     if threads > 1:
         simd.write_int(data + 8 * THREAD, thread)
@@ -71,7 +71,7 @@ def probe() -> bool:
         return False  # numba does not link the software conversion of float16
     salt = SALT
 
-    def body(data):
+    def body(data: int) -> None:
         salt  # noqa: B018
         half = simd.load_half(data)
         picked = simd.lookup(data + 64, 0, simd.load_bytes(data + 32), 1)

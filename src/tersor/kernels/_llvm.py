@@ -63,8 +63,7 @@ def operation(result: Callable[..., types.Type]) -> Callable[[Callable[..., Any]
                 made = body(context, builder, *(_unpacked(builder, *pair) for pair in zip(known, values, strict=True)))
                 return context.get_dummy_value() if made is None else _packed(builder, made)
 
-            wanted = [types.int64 if isinstance(kind, types.Integer) and not isinstance(kind, types.IntegerLiteral) else kind for kind in given]
-            return result(*known)(*wanted), generate
+            return result(*known)(*(_widened(kind) for kind in given)), generate
 
         names = ["typing_context", *list(Signature.from_callable(body).parameters)[2:]]
         typing.__name__ = typing.__qualname__ = body.__name__
@@ -73,6 +72,10 @@ def operation(result: Callable[..., types.Type]) -> Callable[[Callable[..., Any]
         return intrinsic(prefer_literal=True)(typing)
 
     return decorate
+
+
+def _widened(kind: types.Type) -> types.Type:
+    return types.int64 if isinstance(kind, types.Integer) and not isinstance(kind, types.IntegerLiteral) else kind
 
 
 def _unpacked(builder: Any, kind: Any, value: Any) -> Any:

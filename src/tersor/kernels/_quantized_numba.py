@@ -29,14 +29,14 @@ SLOTS = 21
 
 
 @njit(inline="always")
-def _floats(address, kind, end, spare):
+def _floats(address: int, kind: int, end: int, spare: int) -> Any:
     if kind == FLOAT16:
         return simd.load_half(guarded(address, 0, 1, 32, end, spare)[0])
     return simd.load(guarded(address, 0, 1, 64, end, spare)[0], 1)
 
 
 @njit(inline="always")
-def _write_grid(a, row, bits, levels, lead, scales, offsets, spare):
+def _write_grid(a: Any, row: int, bits: int, levels: int, lead: int, scales: int, offsets: int, spare: int) -> None:
     """Write scale and offset of each group of ``row``: a weight is ``scale * (lead + code / levels) + offset``."""
     kind, scheme, groups = a[SCALE_KIND], a[SCHEME], a[GROUPS]
     item = 2 if kind == FLOAT16 else 4
@@ -61,8 +61,8 @@ def _write_grid(a, row, bits, levels, lead, scales, offsets, spare):
 
 
 @njit
-def _lay_out(a, x, x_kind, per_lane, batch):
-    """Activations as ``[block of rows, chunk, code of lane, row, lane]``, their sums over a lane, and the group of every lane of a chunk."""
+def _lay_out(a: Any, x: int, x_kind: int, per_lane: int, batch: int) -> None:
+    """Activations as ``[block of rows, chunk, code of lane, row, lane]``, their sums over a lane, and the group of every lane."""
     length, chunks, last_group = 16 * per_lane, a[CHUNKS], a[GROUPS] - 1
     for c in range(chunks):
         base = c * length // a[GROUP]
@@ -86,7 +86,7 @@ def _lay_out(a, x, x_kind, per_lane, batch):
 
 
 @njit(inline="always")
-def _products(a, block, row, step, end, bits, rows, batch, tables, spare):
+def _products(a: Any, block: int, row: int, step: int, end: int, bits: int, rows: int, batch: int, tables: int, spare: int) -> Any:
     """A tile ``[rows, batch]`` of vectors whose lanes sum to the products of packed rows with a block of laid out activations."""
     per_lane, chunks = simd.codes_per_lane(bits), a[CHUNKS]
     length, groups = 2 * per_lane * bits, 4 * (a[GROUPS] + 16)
@@ -117,7 +117,7 @@ def product_body(bits: int, rows: int, batch: int) -> Any:
     """
     salt = SALT
 
-    def body(data):
+    def body(data: int) -> None:
         salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
@@ -146,7 +146,7 @@ def dequantise_body(bits: int, bfloat: bool) -> Any:
     """The C function that writes its share of the rows as float32 or bfloat16, in order."""
     salt = SALT
 
-    def body(data):
+    def body(data: int) -> None:
         salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
@@ -180,7 +180,7 @@ def dequantise_body(bits: int, bfloat: bool) -> Any:
 
 
 @njit
-def _write_groups(a, scales, offsets, codes, y):
+def _write_groups(a: Any, scales: int, offsets: int, codes: int, y: int) -> None:
     """Finish a row whose groups do not begin on multiples of sixteen."""
     k, group, bfloat = a[K], a[GROUP], a[Y_KIND] == BFLOAT16
     values = carray(simd.float_pointer(codes), k)
@@ -192,7 +192,9 @@ def _write_groups(a, scales, offsets, codes, y):
 
 
 @njit
-def _describe(data, codes, scale, scale_kind, zero, scheme, y, y_kind, n, k, group):
+def _describe(
+    data: Any, codes: int, scale: int, scale_kind: int, zero: int, scheme: int, y: int, y_kind: int, n: int, k: int, group: int
+) -> None:
     data[CODES], data[SCALE], data[SCALE_KIND], data[ZERO], data[SCHEME] = codes, scale, scale_kind, zero, scheme
     data[Y], data[Y_KIND], data[N], data[K], data[GROUP], data[GROUPS] = y, y_kind, n, k, group, k // group
 
@@ -203,8 +205,9 @@ def product_entry() -> Any:
     salt = SALT
 
     def entry(
-        codes, scale, scale_kind, zero, scheme, y, kind, n, k, group, x, m, per_lane, rows, batch, body, launcher, thread, team, threads
-    ):
+        codes: int, scale: int, scale_kind: int, zero: int, scheme: int, y: int, kind: int, n: int, k: int, group: int, x: int, m: int,
+        per_lane: int, rows: int, batch: int, body: int, launcher: int, thread: int, team: int, threads: int,
+    ) -> None:
         salt  # noqa: B018
         chunks = (k + 16 * per_lane - 1) // (16 * per_lane)
         padded = (m + batch - 1) // batch * batch
@@ -229,7 +232,10 @@ def dequantise_entry() -> Any:
     """What Python calls to write the rows ``first`` to ``last``."""
     salt = SALT
 
-    def entry(codes, scale, scale_kind, zero, scheme, y, kind, n, k, group, first, last, body, launcher, thread, team, threads):
+    def entry(
+        codes: int, scale: int, scale_kind: int, zero: int, scheme: int, y: int, kind: int, n: int, k: int, group: int, first: int,
+        last: int, body: int, launcher: int, thread: int, team: int, threads: int,
+    ) -> None:
         salt  # noqa: B018
         data = np.empty(SLOTS, np.int64)
         _describe(data, codes, scale, scale_kind, zero, scheme, y, kind, n, k, group)

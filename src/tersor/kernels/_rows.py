@@ -10,8 +10,8 @@ FLOAT32, BFLOAT16, FLOAT16 = range(3)
 
 
 @njit
-def guarded(address, step, rows, n, end, spare):
-    """``address, step`` of ``rows`` pieces of ``n`` bytes, or of copies of them where reading would cross ``end``, the end of the buffer."""
+def guarded(address: int, step: int, rows: int, n: int, end: int, spare: int) -> tuple[int, int]:
+    """``address, step`` of ``rows`` pieces of ``n`` bytes, or of copies in ``spare`` where reading would cross the end of the buffer."""
     if address + (rows - 1) * step + n <= end:
         return address, step
     for r in range(rows):
@@ -22,7 +22,7 @@ def guarded(address, step, rows, n, end, spare):
 
 
 @njit
-def write_totals(y, kind, m_total, n_total, m, n, rows, batch, totals):
+def write_totals(y: int, kind: int, m_total: int, n_total: int, m: int, n: int, rows: int, batch: int, totals: int) -> None:
     """Write the results ``totals [rows, batch]`` to ``y [m_total, n_total]`` at column ``n`` and row ``m``."""
     for j in range(min(batch, m_total - m)):
         for i in range(rows):
@@ -34,7 +34,7 @@ def write_totals(y, kind, m_total, n_total, m, n, rows, batch, totals):
 
 
 @njit
-def write_row(values, y, k, bfloat):
+def write_row(values: int, y: int, k: int, bfloat: bool) -> None:
     """Copy ``k`` float32 to ``y``, as they are or rounded to bfloat16."""
     whole = k - k % 16
     for i in range(0, whole, 16):

@@ -24,14 +24,14 @@ BITS, FOURS, PATTERNS = range(3)
 
 
 @njit(inline="always")
-def _load_values(address, kind):
+def _load_values(address: int, kind: int) -> Any:
     if kind == FLOAT32:
         return simd.load(address, 1)
     return simd.load_half(address) if kind == FLOAT16 else simd.load_bfloat(address)
 
 
 @njit
-def _row_values(a, n, item, copy):
+def _row_values(a: Any, n: int, item: int, copy: int) -> int:
     """The address of the values of row ``n``, after which sixteen more can be read: near the end of the buffer that of a copy."""
     first, last = simd.read_int(a[STARTS] + 8 * n), simd.read_int(a[STARTS] + 8 * n + 8)
     values = a[VALUES] + item * first
@@ -43,14 +43,14 @@ def _row_values(a, n, item, copy):
 
 
 @njit(inline="always")
-def _read_value(address, kind):
+def _read_value(address: int, kind: int) -> float:
     if kind == FLOAT32:
         return simd.read_float(address)
     return simd.read_half(address) if kind == FLOAT16 else simd.read_bfloat(address)
 
 
 @njit
-def _bits_for(count):
+def _bits_for(count: int) -> int:
     """Bits that the number of one of ``count`` patterns takes."""
     bits = 0
     while 1 << bits < count:
@@ -59,7 +59,7 @@ def _bits_for(count):
 
 
 @njit
-def _unfold_fours(row, end, words, k, table, spare):
+def _unfold_fours(row: int, end: int, words: int, k: int, table: int, spare: int) -> None:
     """Write the bits of a row of patterns of four columns, 64 columns at a time; four patterns have numbers of 2 bits, six of 3."""
     pairs = simd.read_int(table + 64) == 4
     for c in range(0, k, 64):
@@ -71,7 +71,7 @@ def _unfold_fours(row, end, words, k, table, spare):
 
 
 @njit
-def _unfold_patterns(row, words, k, table, count, bits, of_m):
+def _unfold_patterns(row: int, words: int, k: int, table: int, count: int, bits: int, of_m: int) -> None:
     """Write the bits of a row of any N:M patterns; a pattern is at most 63 bits, so it ends in this word or the next."""
     word = filled = 0
     for group in range(k // of_m):
@@ -90,14 +90,14 @@ def _unfold_patterns(row, words, k, table, count, bits, of_m):
 
 
 @njit
-def _copy_bits(row, words, k):
+def _copy_bits(row: int, words: int, k: int) -> None:
     """A row of a bit map, padded with zeros."""
     for byte in range((k + 7) >> 3):
         simd.write_byte(words + byte, simd.read_byte(row + byte))
 
 
 @njit(inline="always")
-def _row_words(a, n, layout, words, spare):
+def _row_words(a: Any, n: int, layout: int, words: int, spare: int) -> int:
     """The address of the bits that mark the columns kept in row ``n``, sixteen at a time, none beyond the last column.
 
     ``spare`` has room for a guarded read, a table of sixteen int32 and its length.
@@ -125,7 +125,7 @@ def _row_words(a, n, layout, words, spare):
 
 
 @njit(inline="always")
-def _bit_product(a, words, values, m, kind, batch):
+def _bit_product(a: Any, words: int, values: int, m: int, kind: int, batch: int) -> Any:
     """A tile of ``batch`` vectors whose lanes sum to the products of one row with a block of x."""
     item = 4 if kind == FLOAT32 else 2
     x = a[LAID] + m * ((a[K] + 63) >> 6) * 256
@@ -144,7 +144,7 @@ def bit_product_body(layout: int, kind: int, batch: int) -> Any:
     """The C function that multiplies rows of a bit map or of patterns, with values of one kind, with ``batch`` rows of x at a time."""
     salt = SALT
 
-    def body(data):
+    def body(data: int) -> None:
         salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
@@ -168,7 +168,7 @@ def bit_fill_body(layout: int, kind: int) -> Any:
     """The C function that writes rows of a bit map or of patterns densely."""
     salt = SALT
 
-    def body(data):
+    def body(data: int) -> None:
         salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
@@ -190,7 +190,7 @@ def bit_fill_body(layout: int, kind: int) -> Any:
 
 
 @njit(inline="always")
-def _read_column(address, size):
+def _read_column(address: int, size: int) -> int:
     if size == 1:
         return simd.read_byte(address)
     return simd.read_short(address) if size == 2 else simd.read_word(address)
@@ -201,7 +201,7 @@ def column_product_body(size: int, kind: int) -> Any:
     """The C function that multiplies rows of column indices of ``size`` bytes; four sums, because one would wait for itself."""
     salt = SALT
 
-    def body(data):
+    def body(data: int) -> None:
         salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
@@ -235,24 +235,26 @@ def column_fill_body(size: int, kind: int) -> Any:
     """The C function that writes rows of column indices densely."""
     salt = SALT
 
-    def body(data):
+    def body(data: int) -> None:
         salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
         item, bfloat = 4 if kind == FLOAT32 else 2, a[Y_KIND] == BFLOAT16
         dense = np.zeros(a[K], np.float32)
+        to = np.int64(dense.ctypes.data)
         for n in range(start, stop):
             dense[:] = 0
             for i in range(simd.read_int(a[STARTS] + 8 * n), simd.read_int(a[STARTS] + 8 * n + 8)):
-                simd.write_float(np.int64(dense.ctypes.data) + 4 * _read_column(a[WHERE] + i * size, size), _read_value(a[VALUES] + i * item, kind))
-            write_row(np.int64(dense.ctypes.data), a[Y] + (n - a[FIRST]) * a[K] * (2 if bfloat else 4), a[K], bfloat)
+                column = _read_column(a[WHERE] + i * size, size)
+                simd.write_float(to + 4 * column, _read_value(a[VALUES] + i * item, kind))
+            write_row(to, a[Y] + (n - a[FIRST]) * a[K] * (2 if bfloat else 4), a[K], bfloat)
         dense[:1] = 0  # numba frees an array after its last use by name
 
     return compile_body(body)
 
 
 @njit
-def _lay_out(x, kind, m_total, k, batch, to):
+def _lay_out(x: int, kind: int, m_total: int, k: int, batch: int, to: int) -> None:
     """Activations as float32 ``[block of rows, sixteen columns, row, column]``, padded with zeros to 64 columns."""
     steps = ((k + 63) >> 6) << 2
     for m in range(m_total):
@@ -268,8 +270,9 @@ def entry() -> Any:
     salt = SALT
 
     def run(
-        where, starts, values, y, kind, n, k, table, count, of_m, x, m, batch, first, last, body, launcher, thread, team, threads
-    ):
+        where: int, starts: int, values: int, y: int, kind: int, n: int, k: int, table: int, count: int, of_m: int, x: int, m: int,
+        batch: int, first: int, last: int, body: int, launcher: int, thread: int, team: int, threads: int,
+    ) -> None:
         salt  # noqa: B018
         data = np.empty(SLOTS, np.int64)
         scratch = np.zeros(64 + (m + batch - 1) // batch * batch * ((k + 63) >> 6) * 256, np.uint8)

@@ -50,7 +50,7 @@ def masked_linear(x: Tensor, bits: Tensor, values: Tensor, starts: Tensor, *, in
     rows = starts.numel() - 1
     _check(x, values, starts, in_features)
     if bits.shape != (rows, packed_size(in_features, 1)) or bits.dtype != torch.uint8:
-        raise InvalidArgument(f"a {rows}x{in_features} bit map has {packed_size(in_features, 1)} bytes a row, got shape {tuple(bits.shape)}")
+        raise InvalidArgument(f"the bit map of {rows}x{in_features} has {packed_size(in_features, 1)} bytes a row, got {tuple(bits.shape)}")
     return _linear(x, _Pruned(bits.contiguous(), starts, values, in_features))
 
 
@@ -78,7 +78,7 @@ def pattern_linear(
     rows, number_bits = starts.numel() - 1, reference.pattern_bits(patterns)
     _check(x, values, starts, in_features)
     if not 2 <= of_m < 64 or in_features % of_m or not 1 <= number_bits <= 8:
-        raise InvalidArgument(f"patterns of 2 to 63 columns that divide {in_features}, at most 256 of them; got {of_m} and {patterns.numel()}")
+        raise InvalidArgument(f"of_m must be 2 to 63 and divide {in_features}, with 2 to 256 patterns; got {of_m} and {patterns.numel()}")
     if codes.shape != (rows, packed_size(in_features // of_m, number_bits)) or codes.dtype != torch.uint8:
         raise InvalidArgument(f"{in_features // of_m} patterns of {number_bits} bits do not fit codes of shape {tuple(codes.shape)}")
     return _linear(x, _Pruned(codes.contiguous(), starts, values, in_features, patterns.contiguous(), of_m))
@@ -102,7 +102,7 @@ def column_linear(x: Tensor, columns: Tensor, values: Tensor, starts: Tensor, *,
     """
     _check(x, values, starts, in_features)
     if columns.shape != values.shape or columns.dtype not in _COLUMN_TYPES:
-        raise InvalidArgument(f"columns must be uint8, int16 or int32 like the {values.numel()} values, got {columns.dtype} {tuple(columns.shape)}")
+        raise InvalidArgument(f"{values.numel()} values need as many uint8, int16 or int32 columns, got {columns.dtype} {tuple(columns.shape)}")
     return _linear(x, _Pruned(columns.contiguous(), starts, values, in_features))
 
 

@@ -76,8 +76,8 @@ def choose_grids(weights: dict[str, CompressedWeight], kinds: dict[str, str]) ->
             else:
                 refused["zero points of 8 bits beside other schemes"].append(name)
         notes.append(
-            f"{len(asymmetric)} layers with zero points, such as {asymmetric[0]}, are stored without them in one more bit and the same values: "
-            "transformers cannot load zero points in a model of several schemes"
+            f"{len(asymmetric)} layers with zero points, such as {asymmetric[0]}, are stored without them, in one more bit with the same "
+            "values, because transformers cannot load zero points in a model of several schemes"
         )
     return grids, notes + [f"{reason}: {_some(names)} stored dense" for reason, names in refused.items()]
 
@@ -128,7 +128,7 @@ def packed_tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
 def _words(codes: Tensor, bits: int) -> Tensor:
     """int32 ``[rows, ceil(n * bits / 32)]``."""
     packed = pack_bits(codes, bits)
-    return F.pad(packed, (0, -packed.shape[1] % 4)).contiguous().view(torch.int32)
+    return F.pad(packed, (0, -packed.shape[1] % 4)).reshape(-1).view(torch.int32).reshape(len(packed), -1)
 
 
 def quantization_config(schemes: dict[str, _Scheme], linears: list[str]) -> dict[str, Any]:

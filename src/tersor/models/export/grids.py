@@ -69,14 +69,17 @@ def quantized_view(weight: CompressedWeight) -> QuantizedWeight | None:
 
 
 def symmetric_view(weight: QuantizedWeight) -> QuantizedWeight | None:
-    """The same values on a symmetric grid without zero points, which takes a bit more, or ``None`` if that would be nine or there is a minimum."""
+    """The same values without zero points, which may take one more bit; ``None`` where that would be nine or there is a minimum."""
     if weight.scheme == "symmetric":
         return weight
-    if weight.scheme == "float_min" or weight.bits == 8:
+    steps = IntegerGrid.of(weight).steps
+    half = 2 ** (weight.bits - 1)
+    bits = weight.bits if weight.bits > 1 and -half <= int(steps.min()) and int(steps.max()) < half else weight.bits + 1
+    if weight.scheme == "float_min" or bits > 8:
         return None
-    codes = (IntegerGrid.of(weight).steps + 2**weight.bits).to(torch.uint8)
+    codes = (steps + 2 ** (bits - 1)).to(torch.uint8)
     return QuantizedWeight(
-        codes, weight.scale, None, bits=weight.bits + 1, scheme="symmetric", group_size=weight.group_size, input_scale=weight.input_scale
+        codes, weight.scale, None, bits=bits, scheme="symmetric", group_size=weight.group_size, input_scale=weight.input_scale
     )
 
 

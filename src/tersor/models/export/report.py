@@ -34,7 +34,7 @@ class ExportReport:
     Attributes:
         path: What was written.
         format: ``"gguf"``, ``"compressed-tensors"`` or ``"safetensors"``.
-        nbytes: Bytes of all files.
+        nbytes: Bytes of the file, or of all files of the model in the folder.
         bits_per_weight: Bits of all tensors over the parameters of the model.
         layers: One row a matrix.
         notes: What the user should know: layers that had to be stored otherwise, runtimes that will refuse.

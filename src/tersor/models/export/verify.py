@@ -17,12 +17,16 @@ import torch
 from torch import Tensor
 
 from tersor.errors import TersorError
+from tersor.models.export.gguf_architecture import architecture_of, tensor_names
 from tersor.models.export.gguf_blocks import BLOCK_TYPES
 from tersor.models.export.gguf_choice import relative_error
 from tersor.models.export.report import LayerRow
+from tersor.models.gguf_loading import load_gguf
+from tersor.models.gguf_reader import read_gguf
 from tersor.models.huggingface import first_line, quiet_transformers
 from tersor.models.model import Model
 from tersor.models.structure import logits_of, run_model
+from tersor.weights.dense import DenseWeight
 
 _TEXTS = (
     "Once upon a time there was a little boat that sailed to the sea, and it didn't come back for 12 days.",
@@ -74,7 +78,9 @@ def verify_folder(model: Model, folder: Path, rounded: bool) -> dict[str, Any]:
 
 
 def verify_gguf(model: Model, folded: Model, path: Path, rows: list[LayerRow]) -> dict[str, Any]:
-    """Read a GGUF file back, compare every tensor, then the logits of the file in llama.cpp, if it is installed, with those of its values.
+    """Read a GGUF file back, compare every matrix, then the logits of the file in its runtime with those of the matrices in it.
+
+    The runtime is llama.cpp where it is installed, else transformers on what tersor reads from the file.
 
     Args:
         model: What was exported.
@@ -85,34 +91,51 @@ def verify_gguf(model: Model, folded: Model, path: Path, rows: list[LayerRow]) -
     Raises:
         TersorError: If a tensor, a logit or a token is not what it should be.
     """
-    from tersor.models.gguf_loading import load_gguf
-
-    loaded = load_gguf(path)
-    for row in rows:
-        error = relative_error(folded.matrix(row.name), loaded.matrix(row.name))
-        if abs(error - row.error) > _SAME_ERROR:
-            raise TersorError(f"verification failed: {row.name} read back from the file differs by {error:.1e} instead of {row.error:.1e}")
+    stored = _stored_model(folded, path, rows)
     tokens = probe_tokens(model)
-    wanted, read = _logits(model.module, tokens), _logits(loaded.module, tokens)
-    result: dict[str, Any] = {"runtime": "tersor's own reading of the file (llama_cpp is not installed)", "tokens": len(tokens)}
-    result["kl_to_model"] = kl_divergence(wanted, read)
+    wanted, expected = _logits(model.module, tokens), _logits(stored.module, tokens)
     if find_spec("llama_cpp") is None:
-        return result
-    kind = _kind(rows)
-    logits, texts = llama_cpp_outputs(path, tokens, _TEXTS if model.tokenizer is not None else ())
-    kl, difference = kl_divergence(read, logits), relative_error(_centred(read), _centred(logits))
-    if kl > _KL_TOLERANCE[kind] or difference > _ERROR_TOLERANCE[kind]:
+        found, runtime = _logits(load_gguf(path).module, tokens), "transformers, on what tersor reads from the file (llama_cpp is not installed)"
+        kind, texts = "float", None
+    else:
+        found, texts = llama_cpp_outputs(path, tokens, _TEXTS if model.tokenizer is not None else ())
+        kind, runtime = _kind(rows), f"llama.cpp ({_llama_cpp_version()})"
+    kl, difference = kl_divergence(expected, found), relative_error(_centred(expected), _centred(found))
+    if not (kl <= _KL_TOLERANCE[kind] and difference <= _ERROR_TOLERANCE[kind]):
         raise TersorError(
-            f"verification failed: llama.cpp's logits differ from those of the stored values by a KL divergence of {kl:.1e} and "
+            f"verification failed: logits of the file differ from those of the values in it by a KL divergence of {kl:.1e} and "
             f"{difference:.1%} of their size; {_KL_TOLERANCE[kind]} and {_ERROR_TOLERANCE[kind]:.0%} are allowed"
         )
-    for text, ids in zip(_TEXTS, texts, strict=False):
+    for text, ids in zip(_TEXTS, texts or (), strict=False):
         if ids != model.encode(text).tolist():
             raise TersorError(f"verification failed: llama.cpp cuts {text!r} into other tokens than the model's tokenizer")
-    result |= {"runtime": f"llama.cpp ({_llama_cpp_version()})", "kl_of_runtime": kl, "kl_to_model": kl_divergence(wanted, logits)}
-    if model.tokenizer is not None:
-        result["tokenizer"] = f"the same tokens for {len(_TEXTS)} texts"
-    return result
+    result = {"runtime": runtime, "tokens": len(tokens), "kl_of_runtime": kl, "kl_to_model": kl_divergence(wanted, found)}
+    return result | ({"tokenizer": f"the same tokens for {len(texts)} texts"} if texts else {})
+
+
+def _stored_model(folded: Model, path: Path, rows: list[LayerRow]) -> Model:
+    """``folded`` with the matrices that the file holds.
+
+    Raises:
+        TersorError: If one of them is not what its row says.
+    """
+    from gguf.quants import dequantize
+
+    architecture = architecture_of(folded)
+    header = read_gguf(path)
+    infos, names = {info.name: info for info in header.tensors}, tensor_names(folded, architecture)
+    stored = folded.copy()
+    for row in rows:
+        name = names[f"{row.name}.weight"]
+        values = dequantize(header.raw(infos[name]), infos[name].type).astype(np.float32).reshape(infos[name].shape)
+        order = architecture.rows(name, np.arange(len(values)))
+        matrix = torch.empty(values.shape)
+        matrix[torch.from_numpy(order)] = torch.from_numpy(values)
+        error = relative_error(folded.matrix(row.name), matrix)
+        if not abs(error - row.error) <= _SAME_ERROR:
+            raise TersorError(f"verification failed: {row.name} read back from the file differs by {error:.1e} instead of {row.error:.1e}")
+        stored.replace(row.name, DenseWeight(matrix))
+    return stored
 
 
 def probe_tokens(model: Model) -> Tensor:
