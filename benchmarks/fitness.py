@@ -55,6 +55,7 @@ class PlainLoop:
     def __call__(self, candidates: Sequence[Sequence[int]], *, parent: Sequence[int], tokens: int, seed: int) -> list[float]:
         """Mean divergence of every candidate on the minibatch that the search's own measure draws."""
         import torch
+
         from tersor.weights.modules import set_matrix
 
         layers = self._model.linears() | self._model.embeddings()
@@ -99,6 +100,7 @@ def make_job(setting: Setting, folder: Path) -> Any:
 def variants(job: Any, folder: Path) -> dict[str, Any]:
     """Every measure by name; all share the original's recorded predictions where they use them."""
     import torch
+
     from tersor.pipeline.fitness import KLFitness
     from tersor.pipeline.job import search_dtype
 

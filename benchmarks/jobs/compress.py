@@ -11,8 +11,9 @@ from pathlib import Path
 def main(request: dict[str, object]) -> dict[str, object]:
     """Run ``tersor.compress(model, method, **options)`` with its output in ``output``; returns seconds of each phase."""
     moments = [time.perf_counter()]
-    import tersor
     import transformers.modeling_utils  # noqa: F401 - belongs to the imports, not to loading
+
+    import tersor
 
     moments.append(time.perf_counter())
     model = tersor.load(str(request["model"]))

@@ -27,6 +27,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     """Load, run one token, time prompt and continuation by the same code for both runtimes."""
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401 - libraries belong to the baseline of memory, not to the model
+
     from tersor.evaluation import measure_speed
     from tersor.evaluation.speed import process_memory
 

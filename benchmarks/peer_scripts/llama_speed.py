@@ -82,7 +82,7 @@ def main(request: dict) -> dict:
 
 
 @llama_cpp.llama_log_callback
-def SILENT(level, text, data):  # noqa: N802 - kept alive at module level for the library
+def SILENT(level, text, data):
     """Say nothing."""
 
 

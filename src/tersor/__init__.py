@@ -9,7 +9,6 @@ from tersor.compress import compress
 from tersor.errors import CorruptFile, InvalidArgument, TersorError
 
 if TYPE_CHECKING:
-    from tersor.evaluation import evaluate
     from tersor.models import Model, load
     from tersor.pipeline.recipe import Recipe
 
@@ -21,7 +20,7 @@ _LAZY = {
 }  # fmt: skip
 _ROOMS = ("weights", "kernels", "layerwise", "allocation", "models", "evaluation", "papers", "data")
 
-__all__ = ["CorruptFile", "InvalidArgument", "Level", "LevelDatabase", "Model", "Recipe", "TersorError", "compress", "evaluate", "load", "load_recipe"]  # noqa: F822
+__all__ = ["CorruptFile", "InvalidArgument", "Level", "LevelDatabase", "Model", "Recipe", "TersorError", "compress", "evaluate", "load", "load_recipe"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -84,14 +84,14 @@ def compress(
 
 
 @app.command("eval")
-def evaluate(
+def measure(
     model: ModelArgument,
     reference: Annotated[str | None, typer.Option(help="The original, for divergence and agreement.")] = None,
     text: Annotated[str | None, typer.Option(help="A file or a known name; default: the documentation that ships with Python.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 8192,
     tasks: Annotated[str | None, typer.Option(help="Comma-separated task names, such as arc_easy,piqa,lambada_openai.")] = None,
     limit: Annotated[int | None, typer.Option(help="Questions of each task to ask.")] = None,
-    backend: Annotated[str, typer.Option(help="tersor, or lm-eval where it is installed.")] = "tersor",
+    backend: Annotated[Literal["tersor", "lm-eval"], typer.Option(help="lm-eval must be installed.")] = "tersor",
     speed: Annotated[bool, typer.Option("--speed", help="Also measure tokens a second, load time and memory.")] = False,
     as_json: JsonOption = False,
 ) -> None:

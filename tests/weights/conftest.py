@@ -12,7 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersor.weights import CompressedWeight, DenseWeight, LowRankWeight, QuantizedWeight, SparseWeight, SumWeight, ZeroWeight
+from tersor.weights import (
+    CompressedWeight,
+    DenseWeight,
+    LowRankWeight,
+    QuantizedWeight,
+    ResidualStack,
+    SignBlock,
+    SparseWeight,
+    SumWeight,
+    ZeroWeight,
+)
 from tersor.weights.positions import ColumnIndices
 
 Example = tuple[CompressedWeight, Tensor]
@@ -102,6 +112,18 @@ def plain(random: torch.Generator, dtype: torch.dtype) -> Example:
     return DenseWeight(values), values.float()
 
 
+def residual_stack(random: torch.Generator, rank: int, n_blocks: int, scaled: bool, shape: tuple[int, int] = (OUT, IN)) -> Example:
+    # Small multiples of a power of two, so that products and sums are exact in whatever order they are formed.
+    blocks, total = [], torch.zeros(shape)
+    for _ in range(n_blocks):
+        signs = torch.rand(shape, generator=random) < 0.5
+        left, right = (torch.randint(-8, 9, size, generator=random) / 8 for size in ((shape[0], rank), (rank, shape[1])))
+        blocks.append(SignBlock(signs, left, right))
+        total += torch.where(signs, 1.0, -1.0) * (left @ right)
+    columns = 2.0 ** torch.randint(-2, 3, (shape[1],), generator=random) if scaled else None
+    return ResidualStack(blocks, columns), total if columns is None else total * columns
+
+
 EXAMPLES: dict[str, Builder] = {
     **{
         f"{bits}bit-{scheme}-{group}": lambda random, b=bits, s=scheme, g=group: grid(random, b, s, g)
@@ -130,6 +152,9 @@ EXAMPLES: dict[str, Builder] = {
     "lowrank-quantised": quantised_factors,
     "sum": sum_of_everything,
     "sum-nested": nested_sum,
+    "residual_stack-1": lambda random: residual_stack(random, 1, 1, scaled=False),
+    "residual_stack-3-input_scale": lambda random: residual_stack(random, 2, 3, scaled=True),
+    "residual_stack-odd-width": lambda random: residual_stack(random, 3, 2, scaled=True, shape=(7, 21)),
     "dense-float32": lambda random: plain(random, torch.float32),
     "dense-bfloat16": lambda random: plain(random, torch.bfloat16),
     "zero": lambda random: (ZeroWeight((OUT, IN)), torch.zeros(OUT, IN)),

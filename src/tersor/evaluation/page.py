@@ -36,8 +36,10 @@ class Cell:
 
     def html(self) -> str:
         """The cell."""
-        attributes = f'class="number" data-value="{"" if self.value is None else repr(self.value)}"' if self.numeric else f'class="{self.kind}"'
-        return f"<td {attributes}>{escape(self.text)}</td>"
+        if not self.numeric:
+            return f'<td class="{self.kind}">{escape(self.text)}</td>'
+        value = "" if self.value is None else repr(self.value)
+        return f'<td class="number" data-value="{value}">{escape(self.text)}</td>'
 
 
 def page(report: RunReport, charts: Mapping[str, dict[str, Any]], style: str, libraries: str, script: str) -> str:

@@ -145,9 +145,9 @@ def _is_name(text: str) -> bool:
 
 
 def _joined(model: Model, sequences: Sequence[Tensor], by_text: bool) -> str:
-    if by_text:
-        return "\n".join(model.tokenizer.decode(sequence, skip_special_tokens=True) for sequence in sequences)  # type: ignore[union-attr]
-    return " ".join(str(token) for sequence in sequences for token in sequence.tolist())
+    # In one piece: windows that follow each other in a text are that text again, however short they are.
+    tokens = torch.cat(list(sequences)).tolist() if sequences else []
+    return str(model.tokenizer.decode(tokens, skip_special_tokens=True)) if by_text else " ".join(map(str, tokens))  # type: ignore[union-attr]
 
 
 def _ids(tokens: Tensor) -> Tensor:

@@ -73,13 +73,13 @@ def load_task(name: str | Path, folder: str | Path | None = None) -> Task:
         if path.is_file():
             return _from_rows(str(name), path, _rows(path))
         raise InvalidArgument(f"no task {str(name)!r}: there is no such file, and the named tasks are {', '.join(TASKS)} and mmlu:SUBJECT")
+    if subject and label != "mmlu":
+        raise InvalidArgument(f"task {label} has no subjects; ask for {label}")
     path = _folder(folder) / TASKS[label]
     if not path.is_file():
         raise InvalidArgument(f"task {label} needs the file {path}, which does not exist; name the folder of the task files")
     if label == "mmlu":
         return _mmlu(str(name), path, subject)
-    if subject:
-        raise InvalidArgument(f"task {label} has no subjects; ask for {label}")
     return _from_rows(label, path, _rows(path))
 
 

@@ -28,8 +28,9 @@ def tiles(rows: int, columns: int, dtype: torch.dtype, write: Callable[[int, int
 def multiply(x: Tensor, y: Tensor, dense: Tiles) -> None:
     """Write ``x @ W.T`` into ``y``; both contiguous and of one type."""
     flat, made = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-    for first, tile in dense(x.dtype):
-        torch.mm(flat, tile.t(), out=made[:, first : first + tile.shape[0]])
+    with torch.autocast("cpu", enabled=False):  # it would change the type of x behind `out`
+        for first, tile in dense(x.dtype):
+            torch.mm(flat, tile.t(), out=made[:, first : first + tile.shape[0]])
 
 
 class DifferentiableProduct(torch.autograd.Function):

@@ -39,7 +39,7 @@ def quantized_linear(
 
     On a CPU with numba this reads the packed bytes; elsewhere, under ``torch.compile``, or when the scale wants a gradient, it is
     :func:`tersor.kernels.reference.quantized_linear`, with which it agrees to float32 rounding (bfloat16 above a few rows: to that of a
-    bfloat16 weight). The result does not depend on the number of threads.
+    bfloat16 weight). Up to those few rows the result does not depend on the number of threads.
 
     Args:
         x: ``[..., in_features]``; gradients flow through it.

@@ -102,7 +102,7 @@ def column_linear(x: Tensor, columns: Tensor, values: Tensor, starts: Tensor, *,
     """
     _check(x, values, starts, in_features)
     if columns.shape != values.shape or columns.dtype not in _COLUMN_TYPES:
-        raise InvalidArgument(f"{values.numel()} values need as many uint8, int16 or int32 columns, got {columns.dtype} {tuple(columns.shape)}")
+        raise InvalidArgument(f"{values.numel()} values need as many uint8, int16 or int32 columns, got {columns.numel()} {columns.dtype}")
     return _linear(x, _Pruned(columns.contiguous(), starts, values, in_features))
 
 

@@ -1,6 +1,8 @@
 """One trained weight in, one compressed weight out: plain functions ``method(weight, stats, **options)``, no model in sight."""
 
 from tersor.layerwise.awq import awq
+from tersor.layerwise.bitstack import bitstack
+from tersor.layerwise.eora import compensate, eora
 from tersor.layerwise.gptq import gptq
 from tersor.layerwise.grid import Grid
 from tersor.layerwise.hessian import HessianFactor, factorize
@@ -23,7 +25,10 @@ __all__ = [
     "StatsAccumulator",
     "asvd",
     "awq",
+    "bitstack",
+    "compensate",
     "drop",
+    "eora",
     "factorize",
     "find_method",
     "gptq",

@@ -58,8 +58,7 @@ def awq(
             best, alpha = candidate, point / grid_points
     clipped = _clipped(values, best.column_scale, hessian, grid) if clip else best
     chosen = clipped if clipped.error < best.error else best
-    column_scale = None if chosen.column_scale is None else chosen.column_scale.half()
-    compressed = grid.pack(chosen.codes, *chosen.parameters, column_scale)
+    compressed = grid.pack(chosen.codes, *chosen.parameters, chosen.column_scale)
     ratio = chosen.error / plain.error if plain.error > 0 else 1.0
     compressed.report = {"alpha": alpha, "clipped": chosen is not best, "error_ratio": ratio}
     return compressed

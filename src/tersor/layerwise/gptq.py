@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tersor.layerwise.checking import check_choice, check_integer, check_number, check_stats, check_weight
+from tersor.layerwise.checking import check_stats, check_weight
 from tersor.layerwise.grid import Clip, Grid, Scheme
 from tersor.layerwise.hessian import factorize
 from tersor.layerwise.registry import register
 from tersor.layerwise.stats import LayerStats
-from tersor.layerwise.sweep import GroupRounding, block_step, sweep, sweep_columns
+from tersor.layerwise.sweep import GroupRounding, block_step, check_sweep_options, sweep, sweep_columns
 from tersor.weights import QuantizedWeight
 
 
@@ -49,9 +49,7 @@ def gptq(
     stats = check_stats("gptq", stats)
     values = check_weight(weight, stats)
     grid = Grid.of(values.shape[1], bits, scheme, group_size)
-    check_choice("clip", clip, Clip)
-    check_number("damping", damping, 0.0)
-    check_integer("block_size", block_size, 1)
+    check_sweep_options(clip, damping, block_size)
     factor = factorize(stats, damping, act_order)
     rounding = GroupRounding(grid, (values.shape[0], values.shape[1]), clip, stats.mean_square, factor.order, values if act_order else None)
     step = block_size if act_order else block_step(block_size, grid.group_size)

@@ -12,20 +12,21 @@ from torch import Tensor
 
 from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_choice, check_integer
-from tersor.layerwise.compiled import SCHEME_NUMBERS, search_range
 from tersor.weights import QuantizedWeight, round_scale
 
 Scheme = Literal["symmetric", "asymmetric", "float_min"]
 Clip = Literal["minmax", "mse", "hessian"]
 GroupLoss = Callable[[Tensor, slice], Tensor]
 
+# The exponent that Frantar et al. use: between squared error and the largest error.
+_MSE_NORM = 2.4
 # Shrink factors of the range: an even scan, then ever finer steps about the best so far. On trained weights at 2 to 4 bits that comes
 # within one per cent of the loss of eighty even steps, for a quarter of the work.
 _SCAN = tuple(1 - 0.08 * step for step in range(1, 11))
-# The compiled search can afford the even steps themselves.
+_REFINEMENTS = ((-0.06, -0.04, -0.02, 0.02, 0.04, 0.06), (-0.01, 0.01))
+# The compiled search of squared errors can afford more even steps.
 _EVEN = np.linspace(0.98, 0.2, 40, dtype=np.float32)
 _HALVES = np.array([-0.01, 0.01], np.float32)
-_REFINEMENTS = ((-0.06, -0.04, -0.02, 0.02, 0.04, 0.06), (-0.01, 0.01))
 # Rows are searched in tiles of this many weights, so that the passes over a tile stay in the cache.
 _TILE = 1 << 16
 # A group this much smaller than the largest is rounding noise of an update; its own scale would push all scales into float32.
@@ -64,7 +65,7 @@ class Grid:
         if in_features % group_size:
             divisors = [size for size in range(8, in_features) if in_features % size == 0]
             nearest = sorted(sorted(divisors, key=lambda size: abs(size - group_size))[:6])
-            offer = f"{', '.join(map(str, nearest))} or -1 for one group a row would do" if nearest else "only -1, one group a row, would do"
+            offer = f"{', '.join(map(str, nearest))} or -1, one group a row, would do" if nearest else "only -1, one group a row, would"
             raise InvalidArgument(f"group_size {group_size} does not divide the {in_features} input features; {offer}")
         return cls(bits, scheme, group_size)
 
@@ -78,9 +79,18 @@ class Grid:
         """Whether the grid is the one-bit symmetric one, whose levels are plus and minus the scale."""
         return self.bits == 1 and self.scheme == "symmetric"
 
+    @property
+    def number(self) -> int:
+        """How the compiled loops call this kind of grid."""
+        from tersor.layerwise import _compiled
+
+        if self.is_sign:
+            return _compiled.SIGN
+        return {"symmetric": _compiled.SYMMETRIC, "asymmetric": _compiled.ASYMMETRIC, "float_min": _compiled.FLOAT_MIN}[self.scheme]
+
     def groups(self, weight: Tensor) -> Tensor:
         """``weight`` ``[out_features, n]`` viewed as ``[out_features, n / group_size, group_size]``."""
-        return weight.unflatten(1, (-1, self.group_size))
+        return weight.reshape(weight.shape[0], -1, self.group_size)
 
     def fit(self, weight: Tensor, clip: Clip = "minmax", importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scale and zero of every group of ``weight``.
@@ -96,18 +106,22 @@ class Grid:
             return self._fit_sign(weight, importance if clip == "hessian" else None)
         if clip == "minmax":
             return self._parameters(*self._range(self.groups(weight)))
-        if clip == "hessian" and importance is None:
+        if clip == "mse":
+            return self.search(weight, lambda error, _: error.abs_().pow_(_MSE_NORM).sum(-1))
+        if importance is None:
             raise InvalidArgument("clip='hessian' weighs errors by the mean square of the inputs; pass stats, or use clip='mse'")
-        return self._fit_range(weight, importance if clip == "hessian" else None)
+        return self._fit_weighted(weight, importance)
 
-    def _fit_range(self, weight: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _fit_weighted(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+        from tersor.layerwise import _compiled
+
         groups = self.groups(weight.contiguous())
         low, high = self._range(groups)
-        factors = torch.ones(groups.shape[1:]) if importance is None else importance.float().reshape(groups.shape[1:]).contiguous()
+        weights = importance.float().reshape(-1, self.group_size).contiguous()
         best = torch.empty(low.shape)
-        search_range()(
-            groups.numpy(), factors.numpy(), low.contiguous().numpy(), high.contiguous().numpy(), _EVEN, _HALVES,
-             np.float32(self.highest), SCHEME_NUMBERS[self.scheme], importance is None, best.numpy(),
+        _compiled.search_range(
+            groups.numpy(), weights.numpy(), low.contiguous().numpy(), high.contiguous().numpy(), _EVEN, _HALVES,
+            np.float32(self.highest), self.number, best.numpy(),
         )  # fmt: skip
         return self._parameters(*self._shrink(low, high, best))
 

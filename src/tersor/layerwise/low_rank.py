@@ -25,12 +25,12 @@ def choose_rank(shape: tuple[int, int], keep: float | None, rank: int | None) ->
     if keep is not None and rank is not None:
         raise InvalidArgument("give keep or rank, not both")
     if rank is None:
-        keep = check_number("keep", _DEFAULT_KEEP if keep is None else keep, 0.0)
+        keep = check_number("keep", _DEFAULT_KEEP if keep is None else keep, 0.0, 1.0)
         rank = max(int(keep * out_features * in_features / (out_features + in_features)), 1)
     check_integer("rank", rank, 1)
     if rank * (out_features + in_features) >= out_features * in_features:
         largest = (out_features * in_features - 1) // (out_features + in_features)
-        mend = f"use a rank of at most {largest}, keep below 1, or the method 'keep'" if largest else "leave the layer as it is"
+        mend = f"use a rank of at most {largest}, or the method 'keep' to leave the layer as it is" if largest else "use the method 'keep' to leave the layer as it is"
         raise InvalidArgument(f"rank {rank} saves nothing on a weight of shape ({out_features}, {in_features}): {mend}")
     return rank
 

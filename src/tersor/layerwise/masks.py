@@ -68,7 +68,7 @@ class Pattern:
 
     def keep_in_groups(self, score: Tensor) -> Tensor:
         """Mask that keeps the ``keep_n`` of highest ``score`` in every ``of_m`` neighbours of a row."""
-        groups = score.unflatten(1, (-1, self.of_m))
+        groups = score.reshape(score.shape[0], -1, self.of_m)
         removed = torch.argsort(groups, dim=-1, stable=True)[..., : self.of_m - self.keep_n]
         return torch.ones_like(groups, dtype=torch.bool).scatter_(-1, removed, False).flatten(1)
 

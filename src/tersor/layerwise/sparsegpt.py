@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from tersor.layerwise.checking import check_choice, check_integer, check_number, check_stats, check_weight
+from tersor.errors import InvalidArgument
+from tersor.layerwise.checking import check_choice, check_stats, check_weight
 from tersor.layerwise.grid import Clip, Grid, Scheme
 from tersor.layerwise.hessian import factorize
 from tersor.layerwise.masks import Pattern, ValueType
 from tersor.layerwise.registry import register
 from tersor.layerwise.stats import LayerStats
-from tersor.layerwise.sweep import GroupRounding, Pruning, block_step, sweep, sweep_columns
+from tersor.layerwise.sweep import GroupRounding, Pruning, block_step, check_sweep_options, sweep, sweep_columns
 from tersor.weights import SparseWeight
 
 
@@ -56,13 +56,13 @@ def sparsegpt(
     shape = (values.shape[0], values.shape[1])
     pattern = Pattern.of(shape[1], sparsity, keep_n, of_m)
     check_choice("value_dtype", value_dtype, ValueType)
-    check_choice("clip", clip, Clip)
-    check_number("damping", damping, 0.0)
-    check_integer("block_size", block_size, 1)
+    check_sweep_options(clip, damping, block_size)
     grid = None if bits is None else Grid.of(shape[1], bits, scheme, group_size)
+    if grid is not None and grid.group_size % pattern.of_m:
+        raise InvalidArgument(f"{keep_n}:{of_m} on a grid needs of_m to divide group_size, which is {grid.group_size}")
     factor = factorize(stats, damping)
     rounding = None if grid is None else GroupRounding(grid, shape, clip, stats.mean_square)
-    step = block_step(block_size, 1 if grid is None else grid.group_size, pattern.of_m)
+    step = block_step(block_size, None if grid is None else grid.group_size, pattern.of_m)
     pruning = Pruning(pattern, shape)
     columns = sweep_columns(values, factor)
     loss = sweep(columns, factor, step, rounding, pruning)

@@ -33,6 +33,7 @@ class LayerStats:
 
     @property
     def in_features(self) -> int:
+        """Width of the layer's input."""
         return self.hessian.shape[0]
 
     @property

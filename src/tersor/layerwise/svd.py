@@ -14,8 +14,9 @@ from tersor.weights import LowRankWeight
 
 @register("svd", needs="nothing", makes="lowrank", paper="Eckart, Young: The approximation of one matrix by another of lower rank, 1936")
 def svd(
-    weight: Tensor, stats: LayerStats | None = None, *, keep: float | None = None, rank: int | None = None, factor_dtype: FactorType = "float16"
-) -> LowRankWeight:
+    weight: Tensor, stats: LayerStats | None = None, *,
+    keep: float | None = None, rank: int | None = None, factor_dtype: FactorType = "float16",
+) -> LowRankWeight:  # fmt: skip
     """The closest matrix of a given rank.
 
     The baseline of the low-rank methods: close to the weight, far from the layer's output. With inputs use :func:`whitened_svd`.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import lcm
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.layerwise.compiled import replace_block
+from tersor.layerwise.checking import check_choice, check_integer, check_number
 from tersor.layerwise.grid import Clip, Grid
 from tersor.layerwise.hessian import HessianFactor
 from tersor.layerwise.masks import Pattern, keep_highest
@@ -22,12 +21,13 @@ class BlockGrids:
     scale: Tensor
     zero: Tensor
     group: Tensor
-    step: int
-    highest: int
-    float_min: bool
+    number: int = 0
+    highest: int = 0
 
 
-def sweep(columns: Tensor, factor: HessianFactor, step: int, rounding: GroupRounding | None = None, pruning: Pruning | None = None) -> float:
+def sweep(
+    columns: Tensor, factor: HessianFactor, step: int, rounding: GroupRounding | None = None, pruning: Pruning | None = None
+) -> float:
     """Replace every column in the order of ``factor``, updating those not yet visited.
 
     Args:
@@ -58,19 +58,32 @@ def sweep(columns: Tensor, factor: HessianFactor, step: int, rounding: GroupRoun
 
 
 def _replace(
-    block: Tensor, coefficients: Tensor, importance: Tensor, grids: BlockGrids | None, codes: Tensor, keep: Tensor | None, keep_n: int, of_m: int
-) -> Tensor:
+    block: Tensor, coefficients: Tensor, importance: Tensor, grids: BlockGrids | None, codes: Tensor,
+    keep: Tensor | None, keep_n: int, of_m: int,
+) -> Tensor:  # fmt: skip
+    from tersor.layerwise import _compiled
+
     count, rows = block.shape
     keep = torch.ones(count, rows, dtype=torch.uint8) if keep is None else keep
     errors = torch.empty_like(block)
     none = torch.empty(0, rows)
-    chosen = grids or BlockGrids(none, none, torch.zeros(count, dtype=torch.long), 1, 0, False)
-    replace_block()(
+    chosen = grids or BlockGrids(none, none, torch.zeros(count, dtype=torch.long))
+    _compiled.replace_block(
         block.numpy(), coefficients.contiguous().numpy(), importance.contiguous().numpy(), chosen.scale.numpy(), chosen.zero.numpy(),
-        chosen.group.numpy(), np.float32(chosen.step), np.float32(chosen.highest), chosen.float_min, keep.numpy(), keep_n, of_m,
-        codes.numpy(), errors.numpy(),
+        chosen.group.numpy(), chosen.number, np.float32(chosen.highest), keep.numpy(), keep_n, of_m, codes.numpy(), errors.numpy(),
     )  # fmt: skip
     return errors
+
+
+def check_sweep_options(clip: Clip, damping: float, block_size: int) -> None:
+    """Refuse what no sweep can work with.
+
+    Raises:
+        InvalidArgument: Naming the option and what is allowed.
+    """
+    check_choice("clip", clip, Clip)
+    check_number("damping", damping, 0.0)
+    check_integer("block_size", block_size, 1)
 
 
 def sweep_columns(weight: Tensor, factor: HessianFactor) -> Tensor:
@@ -78,15 +91,16 @@ def sweep_columns(weight: Tensor, factor: HessianFactor) -> Tensor:
     return weight.T.clone(memory_format=torch.contiguous_format) if factor.order is None else weight.T[factor.order].contiguous()
 
 
-def block_step(block_size: int, group_size: int, of_m: int = 1) -> int:
-    """Columns of a block, near ``block_size``, that cuts no group of M and begins with a quantisation group or lies inside one: a group's
-    grid is then fitted when all earlier updates have arrived.
+def block_step(block_size: int, group_size: int | None, of_m: int = 1) -> int:
+    """Columns of a block: near ``block_size``, whole groups of M, and with quantisation one group or a divisor of it, so that a group's
+    grid is fitted when all earlier updates have arrived.
     """
-    unit = lcm(group_size, of_m)
-    if unit <= block_size:
-        return unit if group_size > 1 else block_size // unit * unit
+    if group_size is None:
+        return max(block_size // of_m, 1) * of_m
+    if group_size <= block_size:
+        return group_size
     divisors = [size for size in range(of_m, block_size + 1, of_m) if group_size % size == 0]
-    return divisors[-1] if divisors and divisors[-1] > block_size // 8 else unit
+    return divisors[-1] if divisors and divisors[-1] > block_size // 8 else group_size
 
 
 class GroupRounding:
@@ -103,8 +117,9 @@ class GroupRounding:
     """
 
     def __init__(
-        self, grid: Grid, shape: tuple[int, int], clip: Clip, importance: Tensor, order: Tensor | None = None, original: Tensor | None = None
-    ) -> None:
+        self, grid: Grid, shape: tuple[int, int], clip: Clip, importance: Tensor,
+        order: Tensor | None = None, original: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.grid, self.clip, self.importance = grid, clip, importance
         self._order = order
         self._codes = torch.empty(shape[1], shape[0], dtype=torch.uint8)
@@ -125,7 +140,7 @@ class GroupRounding:
             groups = slice(start // size, start // size + scale.shape[1])
             self._scale[groups], self._zero[groups] = scale.T, zero.T
         group = (positions if self._order is None else self._order[positions]) // size
-        return BlockGrids(self._scale, self._zero, group, 2 if self.grid.is_sign else 1, self.grid.highest, self.grid.scheme == "float_min")
+        return BlockGrids(self._scale, self._zero, group, self.grid.number, self.grid.highest)
 
     def codes(self, start: int, end: int) -> Tensor:
         """uint8 ``[end - start, out_features]`` to write the codes of a block into, in the order of the sweep."""

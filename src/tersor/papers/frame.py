@@ -109,8 +109,8 @@ def reproduce(key: str, quick: bool = False) -> Reproduction:
     Raises:
         InvalidArgument: If the key is unknown, the paper is not implemented yet, or data that it needs is missing.
     """
-    from tersor.papers.catalogue import keys, results_folder
     from tersor.files import write_json
+    from tersor.papers.catalogue import keys, results_folder
 
     if key not in keys():
         raise InvalidArgument(f"unknown paper {key!r}; 'tersor papers' lists the keys")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tersor.errors import InvalidArgument
-from tersor.models import Model
 from tersor.files import write_atomically
+from tersor.models import Model
 from tersor.pipeline.recipe import Recipe
 from tersor.pipeline.rundir import digest
 

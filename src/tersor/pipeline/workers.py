@@ -15,7 +15,6 @@ from tersor.pipeline.calibrate import Pool, Serial
 if TYPE_CHECKING:
     from tersor.models import Model
     from tersor.pipeline.fitness import KLFitness
-    from tersor.pipeline.levels import LevelDatabase
 
 RETRIES = 5  # times a call lost with its worker is run again elsewhere
 

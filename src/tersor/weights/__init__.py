@@ -13,6 +13,7 @@ from tersor.weights.modules import (
     set_matrix,
 )
 from tersor.weights.quantized import QuantizedWeight, round_scale
+from tersor.weights.residual_stack import ResidualStack, SignBlock
 from tersor.weights.sparse import SparseWeight
 from tersor.weights.sum import SumWeight
 from tersor.weights.zero import ZeroWeight
@@ -26,6 +27,8 @@ __all__ = [
     "DenseWeight",
     "LowRankWeight",
     "QuantizedWeight",
+    "ResidualStack",
+    "SignBlock",
     "SparseWeight",
     "SumWeight",
     "ZeroWeight",

@@ -84,7 +84,7 @@ class CompressedWeight(nn.Module, ABC):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        super()._apply(keep_type, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(keep_type, recurse)
         return self
 
     @property

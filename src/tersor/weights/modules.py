@@ -64,7 +64,7 @@ class CompressedEmbedding(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # No stored tensor has the output type, so a probe tells what `model.to(bfloat16)` wants it to be.
         self.output_dtype = fn(torch.empty(0, dtype=self.output_dtype, device=self.weight.device)).dtype
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         return self
 
     def extra_repr(self) -> str:

@@ -35,10 +35,10 @@ _TEXTS = (
 _LENGTH = 48
 # transformers computes with the same numbers; only the order of additions may differ.
 _TRANSFORMERS_TOLERANCE = 1e-3
-# llama.cpp rounds the inputs of quantised layers to 8 bits, in blocks of 32, or of 256 for super-block types. That alone costs a good
-# model 1e-5 to 1e-3 nats and a tiny one of two bits a little more; a wrong layout costs whole nats, in an untrained model the logits.
-_KL_TOLERANCE = {"float": 1e-4, "block": 5e-3, "super-block": 2e-2}
-_ERROR_TOLERANCE = {"float": 1e-2, "block": 5e-2, "super-block": 1e-1}
+# llama.cpp rounds the inputs of quantised layers to 8 bits, in blocks of 32, or of 256 for super-block types. On SmolLM2-135M that alone
+# makes 3e-3 to 9e-3 nats, with anybody's file; a wrong layout makes whole nats, and in an untrained model a logit error of 100 %.
+_KL_TOLERANCE = {"float": 1e-4, "block": 3e-2, "super-block": 5e-2}
+_ERROR_TOLERANCE = {"float": 1e-2, "block": 1e-1, "super-block": 1.5e-1}
 _SAME_ERROR = 1e-5
 _SECONDS = 600
 
@@ -95,8 +95,8 @@ def verify_gguf(model: Model, folded: Model, path: Path, rows: list[LayerRow]) -
     tokens = probe_tokens(model)
     wanted, expected = _logits(model.module, tokens), _logits(stored.module, tokens)
     if find_spec("llama_cpp") is None:
-        found, runtime = _logits(load_gguf(path).module, tokens), "transformers, on what tersor reads from the file (llama_cpp is not installed)"
-        kind, texts = "float", None
+        found, texts = _logits(load_gguf(path).module, tokens), None
+        kind, runtime = "float", "transformers, on what tersor reads from the file (llama_cpp is not installed)"
     else:
         found, texts = llama_cpp_outputs(path, tokens, _TEXTS if model.tokenizer is not None else ())
         kind, runtime = _kind(rows), f"llama.cpp ({_llama_cpp_version()})"

@@ -1,0 +1,164 @@
+"""Which residual block of a model matters next: measured on the model, or estimated from its layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor.errors import InvalidArgument
+from tersor.layerwise.stats import LayerStats
+from tersor.models.model import Model, token_table
+from tersor.models.structure import logits_of, run_model
+from tersor.weights import ResidualStack
+
+
+def order_by_fitness(model: Model, fitness: Callable[[Model], float], *, per_byte: bool = False) -> list[str]:
+    """The order of the paper: at every height, each layer alone gets its next block and the model is measured.
+
+    Costs one measurement for every block of the model; :func:`order_by_error` costs none.
+
+    Args:
+        model: Its layers hold residual stacks; not changed.
+        fitness: Lower is better: perplexity or divergence on text that nothing was fitted to.
+        per_byte: Rank by gain a byte, not by gain; matters where layers differ in size.
+
+    Returns:
+        Layer names for :func:`tersor.models.stack.save_stack`. Heights never differ by more than one along it.
+
+    Raises:
+        InvalidArgument: If no layer holds a stack, or every measurement at a height is NaN or infinite.
+    """
+    work = model.copy()
+    full = _stacks(model)
+    stacks = {name: weight.prefix(1) for name, weight in full.items()}
+    for name, weight in stacks.items():
+        work.replace(name, weight)
+
+    def gains(height: int) -> dict[str, float]:
+        before = fitness(work) if per_byte else 0.0
+        found = {}
+        for name, weight in _higher(full, height).items():
+            stacks[name].push(list(weight)[height])
+            found[name] = before - fitness(work)
+            stacks[name].pop()
+        for name, weight in _higher(full, height).items():
+            stacks[name].push(list(weight)[height])
+        if not any(math.isfinite(gain) for gain in found.values()):
+            raise InvalidArgument(f"the fitness is NaN or infinite for every layer at {height} blocks; use order_by_error instead")
+        return found
+
+    return _order(full, gains, per_byte)
+
+
+def order_by_error(
+    model: Model, original: Model, stats: Mapping[str, LayerStats], sensitivity: Mapping[str, Tensor] | None = None, *, per_byte: bool = False
+) -> list[str]:  # fmt: skip
+    """An order from the layers alone: by how much the next block lowers the error of the layer's output.
+
+    Args:
+        model: Its layers hold residual stacks; not changed.
+        original: The model they were made from.
+        stats: Statistics of the inputs of every such layer.
+        sensitivity: What a squared error of each output costs, ``[out_features]`` a layer, from :func:`output_sensitivity`. Without
+            it errors are taken relative to the output of the layer, which compares layers of different use poorly.
+        per_byte: As for :func:`order_by_fitness`.
+
+    Raises:
+        InvalidArgument: If no layer holds a stack, or the statistics of one are missing.
+    """
+    full = _stacks(model)
+    if missing := sorted(full.keys() - stats.keys()):
+        raise InvalidArgument(f"no statistics of the inputs of layer {missing[0]}; observe every layer that holds a stack")
+    errors = {
+        name: _errors(original.matrix(name), weight, stats[name], None if sensitivity is None else sensitivity[name])
+        for name, weight in full.items()
+    }
+
+    def gains(height: int) -> dict[str, float]:
+        return {name: errors[name][height - 1] - errors[name][height] for name in _higher(full, height)}
+
+    return _order(full, gains, per_byte)
+
+
+def output_sensitivity(model: Model, tokens: Tensor) -> dict[str, Tensor]:
+    """Mean squared gradient of the loss by each output of each linear layer, float32 ``[out_features]``: one backward pass.
+
+    Args:
+        model: The original; a language model.
+        tokens: int64 ``[n_sequences, length]``; a few thousand tokens are enough.
+
+    Raises:
+        InvalidArgument: If the model has no token table to start from.
+    """
+    table = token_table(model.module)
+    if table is None:
+        raise InvalidArgument(f"{model.architecture} has no token embedding; the sensitivity needs a language model")
+    totals: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: Any, output: Tensor) -> None:
+            def add(gradient: Tensor) -> None:
+                squared = gradient.float().square().reshape(-1, gradient.shape[-1]).sum(0)
+                totals[name] = totals.get(name, torch.zeros_like(squared)) + squared
+
+            output.register_hook(add)
+
+        return hook
+
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in model.linears().items()]
+    # Parameters carry no gradient here: the embedded tokens are where the graph begins.
+    handles.append(table.register_forward_hook(lambda layer, args, output: output.detach().requires_grad_()))
+    try:
+        with torch.enable_grad():
+            for sequence in tokens:
+                logits = logits_of(run_model(model.module, sequence[None], None))[0, :-1]
+                F.cross_entropy(logits.float(), sequence[1:], reduction="sum").backward()  # type: ignore[no-untyped-call]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: total / tokens.numel() for name, total in totals.items()}
+
+
+def _stacks(model: Model) -> dict[str, ResidualStack]:
+    found = {name: weight for name, weight in model.weights().items() if isinstance(weight, ResidualStack)}
+    if not found:
+        raise InvalidArgument("no layer of the model holds a residual stack; compress it with the method 'bitstack' first")
+    return found
+
+
+def _higher(stacks: Mapping[str, ResidualStack], height: int) -> dict[str, ResidualStack]:
+    return {name: weight for name, weight in stacks.items() if len(weight) > height}
+
+
+def _order(stacks: dict[str, ResidualStack], gains: Callable[[int], dict[str, float]], per_byte: bool) -> list[str]:
+    order: list[str] = []
+    for height in range(1, max(len(weight) for weight in stacks.values())):
+        # A measurement that overflowed says nothing in favour of its layer.
+        known = {name: gain if math.isfinite(gain) else -math.inf for name, gain in gains(height).items()}
+        worth = {name: gain / (stacks[name].block_bytes if per_byte else 1) for name, gain in known.items()}
+        order += sorted(worth, key=lambda name: -worth[name])
+    return order
+
+
+def _errors(original: Tensor, weight: ResidualStack, stats: LayerStats, sensitivity: Tensor | None) -> list[float]:
+    """Cost of the output error with 1, 2, ... blocks."""
+    importance = torch.ones(original.shape[0]) if sensitivity is None else sensitivity
+    unit = float(importance.double() @ _outputs(original, stats)) if sensitivity is None else 1.0
+    remaining = original - weight.prefix(1).dense()
+    scale = torch.ones(original.shape[1]) if weight.input_scale is None else weight.input_scale.float()
+    found = [float(importance.double() @ _outputs(remaining, stats))]
+    for block in list(weight)[1:]:
+        remaining = remaining - block.values(slice(None)) * scale
+        found.append(float(importance.double() @ _outputs(remaining, stats)))
+    return [cost / unit if unit > 0 else 0.0 for cost in found]
+
+
+def _outputs(matrix: Tensor, stats: LayerStats) -> Tensor:
+    """Mean square of each output of ``matrix``, float64 ``[out_features]``."""
+    exact = matrix.double()
+    return ((exact @ stats.hessian) * exact).sum(1)
