@@ -20,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
+CPU_TORCH = ("torch", "--extra-index-url=https://download.pytorch.org/whl/cpu")
 Row = dict[str, Any]
 
 
@@ -31,7 +32,8 @@ def parser(description: str | None, *, repeats: int, threads: int | None = None)
         repeats: How often each timing is repeated by default; the median is reported.
         threads: Default of ``--threads``; without it the benchmark sets threads itself.
     """
-    flags = argparse.ArgumentParser(description=(description or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    summary = (description or "").split("\n\n")[0]
+    flags = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     flags.add_argument("--quick", action="store_true", help="little data, one repeat; records nothing unless --output is given")
     flags.add_argument("--output", type=Path, help="folder of the record; benchmarks/results for a full run")
     flags.add_argument("--repeats", type=int, default=repeats, help="repeats of each timing, interleaved; medians are reported")
@@ -150,6 +152,15 @@ class Session:
         """Progress, to stderr."""
         print(f"[{time.perf_counter() - self.began:6.0f} s] {text}", file=sys.stderr, flush=True)
 
+    def peer_versions(self, versions: Mapping[str, str]) -> None:
+        """Note what a peer consists of; packages that we have too are marked as its own."""
+        self.versions |= {f"peer's {name}" if name in ("torch", "transformers") else name: number for name, number in versions.items()}
+
+    def failed(self, what: str, failure: JobFailed) -> None:
+        """A job failed: say so in the record and go on."""
+        self.say(str(failure))
+        self.notes.append(f"{what} failed: {failure.reason()}")
+
     def finish(self) -> int:
         """Print the page and, for a full run or with ``--output``, write it; returns 0."""
         versions = own_versions() | self.versions
@@ -167,7 +178,12 @@ class Session:
 
 def typed_command() -> str:
     """The command line without the places of this machine: an environment's path is named by its last folder alone."""
-    shown = [Path(part).name if Path(part).is_absolute() else part for part in sys.argv[1:]]
+
+    def bare(part: str) -> str:
+        flag, sign, value = part.rpartition("=")
+        return f"{flag}{sign}{Path(value).name}" if Path(value).is_absolute() else part
+
+    shown = [bare(part) for part in sys.argv[1:]]
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *shown])
 
 

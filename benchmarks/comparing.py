@@ -17,6 +17,7 @@ class Material:
         tokens: A safetensors file with ``calibration`` ``[n, context]``: the windows that ``tersor.compress`` would choose.
         options: The ``calibration`` section that makes it choose them.
         evaluation: Held-out windows ``[n, context]``.
+        original: The model, as loaded from ``dense``.
     """
 
     model: str
@@ -24,21 +25,43 @@ class Material:
     tokens: Path
     options: dict[str, Any]
     evaluation: Any
+    original: Any
 
 
-def prepare(name: str, calibration: str, held_out: str, *, tokens: int, context: int, evaluation: int, folder: Path, blocks: int | None = None) -> Material:
-    """Write the dense folder and the calibration windows of the model ``name`` into ``folder``.
+@dataclass(frozen=True)
+class Setting:
+    """Size of a comparison.
 
-    Args:
-        name: What :func:`tersor.load` takes.
+    Attributes:
+        model: What :func:`tersor.load` takes.
         calibration: Text to fit on.
         held_out: Text to be judged on; ``NAME.tail`` is the last fifth of ``NAME``, taken off the first.
         tokens: To fit on.
         context: Window length.
         evaluation: Tokens to be judged on.
-        folder: Where to write.
+        group_size: Of the grids.
         blocks: Keep only so many blocks of the model, for a trial run.
     """
+
+    model: str
+    calibration: str
+    held_out: str
+    tokens: int
+    context: int
+    evaluation: int
+    group_size: int = 64
+    blocks: int | None = None
+
+    @property
+    def data(self) -> list[str]:
+        """Models and texts, for the record."""
+        cut = "" if self.blocks is None else f"the first {self.blocks} blocks of "
+        fitted = f"calibration {self.calibration} ({self.tokens:,} tokens)"
+        return [f"{cut}{self.model}", fitted, f"held out {self.held_out} ({self.evaluation:,} tokens)"]
+
+
+def prepare(setting: Setting, folder: Path) -> Material:
+    """Write the dense folder and the calibration windows into ``folder``."""
     from safetensors.torch import save_file
 
     from tersor import data
@@ -47,21 +70,21 @@ def prepare(name: str, calibration: str, held_out: str, *, tokens: int, context:
     from tersor.pipeline.job import single_method
     from tersor.pipeline.texts import prepare_texts
 
-    model = load(name)
-    if blocks is not None:
-        shorten(model, blocks)
-        name = f"the first {blocks} blocks of {name}"
-    fitted, judged = split_texts(calibration, held_out)
+    source = load(setting.model)
+    if setting.blocks is not None:
+        shorten(source, setting.blocks)
+    save_dense(source, folder / "dense")
+    model = load(folder / "dense")  # as the jobs will: their tokens must be these
+    fitted, held_out = split_texts(setting.calibration, setting.held_out)
     text = folder / "calibration.txt"
     text.write_text(fitted, encoding="utf-8")
-    options = {"text": str(text), "tokens": tokens, "held_out": 0, "context": context}
+    options = {"text": str(text), "tokens": setting.tokens, "held_out": 0, "context": setting.context}
     recipe = single_method("gptq", {"bits": 3, "group_size": -1, "calibration": options, "evaluation": {"tokens": 0}})
     windows = prepare_texts(model, recipe).calibration
     assert windows is not None
     save_file({"calibration": windows.contiguous()}, folder / "tokens.safetensors")
-    save_dense(model, folder / "dense")
-    chosen = data.windows(model.encode(judged), context)[: max(1, evaluation // context)]
-    return Material(name, folder / "dense", folder / "tokens.safetensors", options, chosen)
+    chosen = data.windows(model.encode(held_out), setting.context)[: max(1, setting.evaluation // setting.context)]
+    return Material(setting.model, folder / "dense", folder / "tokens.safetensors", options, chosen, model)
 
 
 def shorten(model: Any, blocks: int) -> None:
@@ -100,7 +123,7 @@ def with_values(original: Any, file: Path) -> Any:
 
 
 def judged(small: Any, original: Any, windows: Any) -> Any:
-    """Perplexity and divergence of ``small`` on ``windows``, float32, by the one code path that every row of a table goes through."""
+    """Perplexity and divergence of ``small`` on ``windows`` in float32: the one code path that every row of a table goes through."""
     from tersor.evaluation import evaluate
 
     return evaluate(small, windows, original, context=windows.shape[1], max_tokens=windows.numel())

@@ -132,12 +132,25 @@ def search(job: Any, fitness: Any, setting: Setting) -> dict[str, float]:
     before = (fitness.evaluations, fitness.blocks_run, fitness.blocks_skipped)
     began = time.perf_counter()
     found = evopress(
-        problem, fitness, generations=setting.generations, offspring=setting.offspring, stages=setting.stages, seed=0, groups="none", initial=uniform
+        problem,
+        fitness,
+        generations=setting.generations,
+        offspring=setting.offspring,
+        stages=setting.stages,
+        seed=0,
+        groups="none",
+        initial=uniform,
     )
     seconds = time.perf_counter() - began
     after = (fitness.evaluations, fitness.blocks_run, fitness.blocks_skipped)
     evaluations, run, skipped = (b - a for a, b in zip(before, after, strict=True))
-    return {"seconds": seconds, "evaluations": evaluations, "blocks_run": run, "blocks_skipped": skipped, "fitness": float(found.fitness or 0.0)}
+    return {
+        "seconds": seconds,
+        "evaluations": evaluations,
+        "blocks_run": run,
+        "blocks_skipped": skipped,
+        "fitness": float(found.fitness or 0.0),
+    }
 
 
 def measure(session: common.Session, setting: Setting, folder: Path) -> None:
@@ -176,7 +189,9 @@ def _conclude(session: common.Session, setting: Setting) -> None:
     session.claims.append(common.Claim("against the plain float32 loop", by_name[reused]["times_plain_loop"], 1.0, at_least=True))
     exact = abs(by_name[reused]["last_fitness"] - by_name[without]["last_fitness"])
     session.claims.append(common.Claim("prefix reuse changes the search's final fitness by, in nats", exact, 1e-3))
-    session.notes.append("one evaluation is one candidate on one minibatch; early stages use short ones, so rates compare only within this table")
+    session.notes.append(
+        "one evaluation is one candidate on one minibatch; early stages use short ones, so rates compare only within this table"
+    )
     session.notes.append(f"stages (survivors, tokens): {setting.stages}, {setting.generations} generations of {setting.offspring}")
     session.data += [setting.model, setting.text]
 

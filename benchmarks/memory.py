@@ -12,12 +12,21 @@ import common
 
 # What every released model of about that size looks like; the last is TinyLlama's shape with tied embeddings.
 SHAPES: dict[str, dict[str, int]] = {
-    "3M": {"vocab_size": 4096, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 3, "num_key_value_heads": 1},
-    "30M": {"vocab_size": 32000, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 10, "num_attention_heads": 6, "num_key_value_heads": 2},
-    "135M": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
-    "350M": {"vocab_size": 49152, "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5},
-    "1B": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4},
-}  # fmt: skip
+    size: dict(
+        zip(
+            ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+            numbers,
+            strict=True,
+        )
+    )
+    for size, numbers in {
+        "3M": (4096, 192, 512, 4, 3, 1),
+        "30M": (32000, 384, 1024, 10, 6, 2),
+        "135M": (49152, 576, 1536, 30, 9, 3),
+        "350M": (49152, 960, 2560, 32, 15, 5),
+        "1B": (32000, 2048, 5632, 22, 32, 4),
+    }.items()
+}
 METHODS: dict[str, dict[str, Any]] = {
     "rtn": {"bits": 4, "group_size": 64},
     "gptq": {"bits": 4, "group_size": 64, "act_order": True},
@@ -80,12 +89,15 @@ def conclude(session: common.Session) -> None:
         largest = max((row for row in session.rows if row["method"] == method), key=lambda row: row["parameters"])
         says = f"{method}, {largest['model']}: peak without libraries, relative to the weights and one block"
         session.claims.append(common.Claim(says, largest["to_weights_and_block"], 1.5))
-        session.claims.append(common.Claim(f"{method}, {largest['model']}: peak without libraries, relative to the weights alone", largest["to_weights"], 2.0))
+        session.claims.append(
+            common.Claim(f"{method}, {largest['model']}: peak without libraries, relative to the weights alone", largest["to_weights"], 2.0)
+        )
 
 
 NOTES = (
-    "peak_mb is the largest resident size of the whole process; libraries_mb what it held after a tiny model had been compressed the same way",
-    "one_block_mb is computed from the shape: a block in float32 and, for gptq, float64 Hessians of its four inputs, two factors of the widest, two hidden states a token",
+    "peak_mb is the largest resident size of the whole process; libraries_mb what it held after a tiny one had been compressed likewise",
+    "one_block_mb is computed from the shape: a block in float32 and, for gptq, float64 Hessians of its four inputs, two factors of the "
+    "widest, two hidden states a token",
     "calibration tokens are random and few (memory grows with them only by the hidden states, counted in one_block_mb); saving is included",
     "weights are random: the numbers say nothing about quality",
 )

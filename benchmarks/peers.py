@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,25 +19,27 @@ import comparing
 PEER = "llm-compressor"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Size of the experiment."""
-
-    model: str
-    calibration: str
-    held_out: str
-    tokens: int
-    context: int
-    evaluation: int
-    group_size: int
-
-
-FULL = Setting("smollm2-135m", "wikitext2.valid", "wikitext2.test", 24576, 512, 65536, 64)
+FULL = comparing.Setting("smollm2-135m", "wikitext2.valid", "wikitext2.test", 24576, 512, 32768)
 # 4 divides 64 and 172, the widths of the small model, and both tools take it.
-QUICK = Setting("stories260k", "tinystories", "tinystories.tail", 2048, 256, 2048, 4)
+QUICK = comparing.Setting("stories260k", "tinystories", "tinystories.tail", 2048, 256, 2048, group_size=4)
 
 
-def jobs(setting: Setting) -> dict[str, tuple[str, dict[str, Any]]]:
+@dataclass(frozen=True)
+class Contest:
+    """What every comparison of this benchmark uses: the record, the material, where to write, and the peer's interpreter."""
+
+    session: common.Session
+    material: comparing.Material
+    folder: Path
+    python: str
+
+    @property
+    def threads(self) -> int:
+        """Of every process."""
+        return int(self.session.flags.threads)
+
+
+def jobs(setting: comparing.Setting) -> dict[str, tuple[str, dict[str, Any]]]:
     """Title to method and options, in our names."""
     group = setting.group_size
     return {
@@ -48,53 +51,55 @@ def jobs(setting: Setting) -> dict[str, tuple[str, dict[str, Any]]]:
     }  # fmt: skip
 
 
-def run_ours(material: comparing.Material, method: str, options: dict[str, Any], output: Path, threads: int) -> common.Finished:
+def run_ours(contest: Contest, method: str, options: dict[str, Any], output: Path) -> common.Finished:
     """The job in tersor."""
-    request = {
-        "model": str(material.dense), "method": method, "output": str(output),
-        "options": {**options, "calibration": material.options, "evaluation": {"tokens": 0}},
-    }  # fmt: skip
-    return common.run_job("jobs/compress.py", request, threads=threads)
+    material = contest.material
+    full = {**options, "calibration": material.options, "evaluation": {"tokens": 0}}
+    request = {"model": str(material.dense), "method": method, "options": full, "output": str(output)}
+    return common.run_job("jobs/compress.py", request, threads=contest.threads)
 
 
-def run_peer(material: comparing.Material, method: str, options: dict[str, Any], output: Path, threads: int, python: str) -> common.Finished:
+def run_peer(contest: Contest, method: str, options: dict[str, Any], output: Path) -> common.Finished:
     """The job in llm-compressor."""
+    material = contest.material
     request = {
-        "model": str(material.dense), "tokens": str(material.tokens), "method": method, "options": options, "output": str(output), "batch_size": 8,
-    }  # fmt: skip
-    return common.run_job("peer_scripts/llmcompressor_job.py", request, threads=threads, python=python)
+        "model": str(material.dense),
+        "tokens": str(material.tokens),
+        "method": method,
+        "options": options,
+        "output": str(output),
+        "batch_size": 8,  # as ours
+    }
+    return common.run_job("peer_scripts/llmcompressor_job.py", request, threads=contest.threads, python=contest.python)
 
 
-def compare(session: common.Session, material: comparing.Material, original: Any, title: str, job: tuple[str, dict[str, Any]], folder: Path, python: str) -> None:
+def read_peer(contest: Contest, output: Path) -> Any:
+    """The model that the peer saved at ``output``, as its own stack reads it."""
+    target = output.with_suffix(".safetensors")
+    request = {"folder": str(output), "target": str(target)}
+    common.run_job("peer_scripts/llmcompressor_dense.py", request, threads=contest.threads, python=contest.python)
+    return comparing.with_values(contest.material.original, target)
+
+
+def compare(contest: Contest, title: str, method: str, options: dict[str, Any]) -> None:
     """Run one job in both tools, in turns, and add its rows and claims."""
-    method, options = job
-    threads = session.flags.threads
-    counter = {"tersor": 0, PEER: 0}
-
-    def output(tool: str) -> Path:
-        counter[tool] += 1
-        return folder / f"{method}-{tool}-{counter[tool]}"
-
-    session.say(title)
-    runs = common.interleaved(
-        session.repeats,
-        {
-            "tersor": lambda: run_ours(material, method, options, output("tersor"), threads),
-            PEER: lambda: run_peer(material, method, options, output(PEER), threads, python),
-        },
-    )
-    session.versions.update({f"peer's {name}" if name in ("torch", "transformers") else name: v for name, v in runs[PEER][0].reply["versions"].items()})
-    target = folder / f"{method}.safetensors"
-    common.run_job("peer_scripts/llmcompressor_dense.py", {"folder": str(folder / f"{method}-{PEER}-1"), "target": str(target)}, threads=threads, python=python)
     from tersor.models import load
 
-    measured = {
-        "tersor": comparing.judged(load(folder / f"{method}-tersor-1"), original, material.evaluation),
-        PEER: comparing.judged(comparing.with_values(original, target), original, material.evaluation),
-    }
+    contest.session.say(title)
+    outputs: dict[str, list[Path]] = {"tersor": [], PEER: []}
+
+    def run(tool: str) -> common.Finished:
+        outputs[tool].append(contest.folder / f"{method}-{tool}-{len(outputs[tool])}")
+        return (run_ours if tool == "tersor" else run_peer)(contest, method, options, outputs[tool][-1])
+
+    runs = common.interleaved(contest.session.repeats, {tool: partial(run, tool) for tool in outputs})
+    contest.session.peer_versions(runs[PEER][0].reply["versions"])
+    models = {"tersor": load(outputs["tersor"][0]), PEER: read_peer(contest, outputs[PEER][0])}
+    material = contest.material
+    measured = {tool: comparing.judged(model, material.original, material.evaluation) for tool, model in models.items()}
     rows = {tool: _row(title, tool, measured[tool], runs[tool]) for tool in measured}
-    session.rows += rows.values()
-    _conclude(session, title, rows, measured)
+    contest.session.rows += rows.values()
+    _conclude(contest.session, title, rows, measured)
 
 
 def _row(title: str, tool: str, measured: Any, runs: list[common.Finished]) -> common.Row:
@@ -121,11 +126,13 @@ def _conclude(session: common.Session, title: str, rows: dict[str, common.Row], 
 
 
 NOTES = (
-    "seconds and peak_mb are of the whole process, from start to exit, imports, loading and saving included; work_seconds are compression and saving",
-    "embeddings and the tied head stay dense in both tools; both propagate the outputs of compressed blocks and damp the Hessian by 1 % of its mean diagonal",
-    f"{PEER} runs its sequential pipeline with batches of 8, tersor its main job with batches of 8; both compute in float32",
-    "AWQ differs: tersor stores the inverse scale with every layer (16 bits an input), the peer folds it into the neighbour before (layer norm, v or up projection) "
-    "and skips v to o under grouped-query attention; tersor also clips. As released, the peer's AWQ needs an accelerator (it pins memory); that call is switched off",
+    "seconds and peak_mb are of the whole process, from start to exit: imports, loading and saving included; work_seconds are compression "
+    "and saving",
+    "embeddings and the tied head stay dense in both; both fit each block on the outputs of compressed blocks and damp the Hessian by 1 % "
+    "of its mean diagonal; both run batches of 8 windows and compute in float32",
+    "AWQ differs: tersor stores an inverse scale with every layer (16 bits an input) and clips; the peer folds the scale into the norm or "
+    "projection before, and skips v to o under grouped-query attention. As released, its AWQ pins memory and so needs an accelerator; that "
+    "call is switched off here",
     "the original of smollm2-135m lies on a 4-bit asymmetric group-32 grid, so the 4-bit row measures re-gridding as much as quantisation",
 )
 
@@ -133,28 +140,21 @@ NOTES = (
 def main() -> int:
     """Run the benchmark."""
     flags = common.parser(__doc__, repeats=3, threads=common.cores())
-    common.add_peer(flags, "llmcompressor-python", ["llmcompressor==0.14.0.1", "torch", "--extra-index-url=https://download.pytorch.org/whl/cpu"])
+    common.add_peer(flags, "llmcompressor-python", ["llmcompressor==0.14.0.1", *common.CPU_TORCH])
     flags.add_argument("--only", choices=["gptq", "sparsegpt", "awq"], help="one method alone")
     parsed = flags.parse_args()
     python = common.peer_python(parsed, "llmcompressor-python")
-    session = common.Session("peers", parsed, notes=list(NOTES))
     setting = QUICK if parsed.quick else FULL
+    session = common.Session("peers", parsed, notes=list(NOTES), data=setting.data)
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        material = comparing.prepare(
-            setting.model, setting.calibration, setting.held_out, tokens=setting.tokens, context=setting.context, evaluation=setting.evaluation, folder=folder
-        )
-        from tersor.models import load
-
-        original = load(material.dense)
-        for title, job in jobs(setting).items():
-            if parsed.only in (None, job[0]):
-                try:
-                    compare(session, material, original, title, job, folder, python)
-                except common.JobFailed as failure:
-                    session.say(str(failure))
-                    session.notes.append(f"{title}: {failure.reason()}")
-    session.data += [setting.model, f"calibration {setting.calibration} ({setting.tokens} tokens)", f"held out {setting.held_out} ({setting.evaluation} tokens)"]
+        contest = Contest(session, comparing.prepare(setting, Path(name)), Path(name), python)
+        for title, (method, options) in jobs(setting).items():
+            if parsed.only not in (None, method):
+                continue
+            try:
+                compare(contest, title, method, options)
+            except common.JobFailed as failure:
+                session.failed(title, failure)
     return session.finish()
 
 

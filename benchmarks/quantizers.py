@@ -15,6 +15,8 @@ import common
 import comparing
 
 OURS = "tersor"
+FULL = comparing.Setting("smollm2-135m", "wikitext2.valid", "wikitext2.test", 24576, 512, 16384)
+QUICK = comparing.Setting("smollm2-135m", "wikitext2.valid", "wikitext2.test", 1024, 128, 1024, blocks=2)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ def ours(size: str, bits: int, scheme: str) -> list[Entry]:
 
 
 def entries(iterations: int) -> list[Entry]:
-    """Everything that is compared. Equal sizes: 4 bits in groups of 96 and 128 with 32 bits a group average to 4 bits in groups of 64 with 20."""
+    """Everything that is compared.
+
+    quanto's 4 bits in groups of 96 and 128 with 32 bits a group average to what 4 bits in groups of 64 with 20 bits a group take.
+    """
     return [
         *ours("3.30", 3, "asymmetric"),
         Entry("3.30", "auto-round", f"asymmetric, {iterations} iterations", {"bits": 3, "group_size": 64, "iterations": iterations}),
@@ -58,33 +63,74 @@ def entries(iterations: int) -> list[Entry]:
     ]
 
 
-def run(session: common.Session, material: comparing.Material, original: Any, entry: Entry, folder: Path, python: str) -> tuple[common.Row, Any]:
-    """Run one entry once and judge it."""
-    session.say(f"{entry.size} bits: {entry.tool} {entry.title}")
-    threads = session.flags.threads
-    number = len(session.rows)
-    if entry.tool == OURS:
-        options = {**entry.options, "calibration": material.options, "evaluation": {"tokens": 0}}
-        method, output = options.pop("method"), folder / str(number)
-        done = common.run_job("jobs/compress.py", {"model": str(material.dense), "method": method, "options": options, "output": str(output)}, threads=threads)
-        from tersor.models import load
+def quick_entries() -> list[Entry]:
+    """One size with our rows, and every peer once."""
+    return [entry for entry in entries(2) if entry.size == "3.30" or entry.tool != OURS][:5]
 
-        small = load(output)
-        nbytes = sum(weight.nbytes for weight in small.weights().values())
-    else:
-        target = folder / f"{number}.safetensors"
-        options = {**entry.options, "tokenizer": str(material.dense)}
-        request = {"model": str(material.dense), "tokens": str(material.tokens), "tool": entry.tool, "options": options, "target": str(target)}
-        done = common.run_job("peer_scripts/quantizers_job.py", request, threads=threads, python=python)
-        session.versions.update({f"peers' {key}" if key in ("torch", "transformers") else key: v for key, v in done.reply["versions"].items()})
-        small, nbytes = comparing.with_values(original, target), done.reply["nbytes"]
-    measured = comparing.judged(small, original, material.evaluation)
+
+@dataclass(frozen=True)
+class Contest:
+    """What every entry is run with."""
+
+    session: common.Session
+    material: comparing.Material
+    folder: Path
+    python: str
+
+    @property
+    def threads(self) -> int:
+        """Of every process."""
+        return int(self.session.flags.threads)
+
+
+def run_ours(contest: Contest, entry: Entry) -> tuple[common.Finished, Any, int]:
+    """One of our entries: what it took, the model, bytes of its quantised layers."""
+    from tersor.models import load
+
+    options = {**entry.options, "calibration": contest.material.options, "evaluation": {"tokens": 0}}
+    output = contest.folder / f"{entry.size}-{options['method']}"
+    request = {"model": str(contest.material.dense), "method": options.pop("method"), "options": options, "output": str(output)}
+    done = common.run_job("jobs/compress.py", request, threads=contest.threads)
+    small = load(output)
+    return done, small, sum(weight.nbytes for weight in small.weights().values())
+
+
+def run_peer(contest: Contest, entry: Entry) -> tuple[common.Finished, Any, int]:
+    """An entry of a peer, likewise."""
+    target = contest.folder / f"{len(contest.session.rows)}.safetensors"
+    request = {
+        "model": str(contest.material.dense),
+        "tokens": str(contest.material.tokens),
+        "tool": entry.tool,
+        "options": {**entry.options, "tokenizer": str(contest.material.dense)},
+        "target": str(target),
+    }
+    done = common.run_job("peer_scripts/quantizers_job.py", request, threads=contest.threads, python=contest.python)
+    contest.session.peer_versions(done.reply["versions"])
+    return done, comparing.with_values(contest.material.original, target), done.reply["nbytes"]
+
+
+def run(contest: Contest, entry: Entry) -> Any:
+    """Run one entry, add its row, return its evaluation."""
+    contest.session.say(f"{entry.size} bits: {entry.tool} {entry.title}")
+    done, small, nbytes = (run_ours if entry.tool == OURS else run_peer)(contest, entry)
+    original = contest.material.original
+    measured = comparing.judged(small, original, contest.material.evaluation)
     weights = sum(rows * columns for rows, columns in map(original.shape, original.linears()))
-    row = {
-        "size": entry.size, "tool": entry.tool, "what": entry.title, "bits_per_weight": 8 * nbytes / weights, "perplexity": measured.perplexity,
-        "kl": measured.kl, "top1": measured.top1, "seconds": done.seconds, "peak_mb": done.peak_memory / 1e6,
-    }  # fmt: skip
-    return row, measured
+    contest.session.rows.append(
+        {
+            "size": entry.size,
+            "tool": entry.tool,
+            "what": entry.title,
+            "bits_per_weight": 8 * nbytes / weights,
+            "perplexity": measured.perplexity,
+            "kl": measured.kl,
+            "top1": measured.top1,
+            "seconds": done.seconds,
+            "peak_mb": done.peak_memory / 1e6,
+        }
+    )
+    return measured
 
 
 def conclude(session: common.Session, measured: list[Any]) -> None:
@@ -92,60 +138,49 @@ def conclude(session: common.Session, measured: list[Any]) -> None:
     from tersor.evaluation import difference
 
     for size in dict.fromkeys(row["size"] for row in session.rows):
-        numbered = [(row, result) for row, result in zip(session.rows, measured, strict=True) if row["size"] == size]
-        best = {}
-        for row, result in numbered:
-            if row["tool"] not in best or row["kl"] < best[row["tool"]].kl:
+        best: dict[str, Any] = {}
+        for row, result in zip(session.rows, measured, strict=True):
+            if row["size"] == size and (row["tool"] not in best or row["kl"] < best[row["tool"]].kl):
                 best[row["tool"]] = result
-        for tool, result in best.items():
-            if tool != OURS:
-                gap = difference(best[OURS], result, "kl")
-                session.claims.append(common.Claim(f"{size} bits: divergence relative to {tool}", best[OURS].kl / result.kl, 1.0))
-                session.notes.append(f"{size} bits: tersor's divergence minus {tool}'s is {gap.value:.4f} nats, standard error {gap.stderr or 0:.4f}, paired by window")
+        for tool in best.keys() - {OURS} if OURS in best else ():
+            gap = difference(best[OURS], best[tool], "kl")
+            # Two standard errors of the paired difference: within them one is not worse than the other.
+            says = f"{size} bits: divergence minus that of {tool}, nats (ratio {best[OURS].kl / best[tool].kl:.3f})"
+            session.claims.append(common.Claim(says, gap.value, 2 * (gap.stderr or 0.0)))
 
 
 NOTES = (
-    "bits_per_weight are of the linear layers of the blocks, codes, scales and zero points or minima counted; embeddings stay dense everywhere",
+    "bits_per_weight are of the linear layers of the blocks: codes, scales, zero points or minima; embeddings stay dense everywhere",
     "hqq packs 3-bit codes ten to 32 bits, 3.2 bits each; counted here as 3. quanto has no 3-bit type",
     "auto-round learns for few iterations here (its own 'light' recipe is 50, its default 200); its time grows in proportion",
-    "the original of smollm2-135m lies on a 4-bit asymmetric group-32 grid with a float minimum: 4-bit rows measure re-gridding as much as quantisation",
-    "seconds are of whole processes, run once: quality is what is compared here",
+    "the original of smollm2-135m lies on a 4-bit asymmetric group-32 grid with a float minimum: 4-bit rows measure re-gridding as much as "
+    "quantisation",
+    "seconds are of whole processes, run once: quality is what is compared here. Bounds are two standard errors, paired by window",
 )
 
 
 def main() -> int:
     """Run the benchmark."""
     flags = common.parser(__doc__, repeats=1, threads=common.cores())
-    packages = ["auto-round==0.16.1", "hqq==0.2.8.post1", "optimum-quanto==0.2.7", "torch", "--extra-index-url=https://download.pytorch.org/whl/cpu"]
+    packages = ["auto-round==0.16.1", "hqq==0.2.8.post1", "optimum-quanto==0.2.7", *common.CPU_TORCH]
     common.add_peer(flags, "quantizers-python", packages)
     flags.add_argument("--iterations", type=int, default=50, help="of auto-round")
-    flags.add_argument("--only", help="rows of one tool and ours")
+    flags.add_argument("--only", help="one peer, and our rows")
     parsed = flags.parse_args()
     python = common.peer_python(parsed, "quantizers-python")
-    session = common.Session("quantizers", parsed, notes=list(NOTES))
-    quick = parsed.quick
+    setting = QUICK if parsed.quick else FULL
+    session = common.Session("quantizers", parsed, notes=list(NOTES), data=setting.data)
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        material = comparing.prepare(
-            "smollm2-135m", "wikitext2.valid", "wikitext2.test", tokens=1024 if quick else 24576, context=128 if quick else 512,
-            evaluation=1024 if quick else 65536, folder=folder, blocks=2 if quick else None,
-        )  # fmt: skip
-        from tersor.models import load
-
-        original = load(material.dense)
+        contest = Contest(session, comparing.prepare(setting, Path(name)), Path(name), python)
         results = []
-        for entry in entries(2 if quick else parsed.iterations):
-            if parsed.only in (None, entry.tool) or entry.tool == OURS:
-                try:
-                    row, measured = run(session, material, original, entry, folder, python)
-                except common.JobFailed as failure:
-                    session.say(str(failure))
-                    session.notes.append(f"{entry.size} bits, {entry.tool}, {entry.title}: {failure.reason()}")
-                    continue
-                session.rows.append(row)
-                results.append(measured)
+        for entry in quick_entries() if parsed.quick else entries(parsed.iterations):
+            if parsed.only not in (None, entry.tool) and entry.tool != OURS:
+                continue
+            try:
+                results.append(run(contest, entry))
+            except common.JobFailed as failure:
+                session.failed(f"{entry.size} bits, {entry.tool}, {entry.title}", failure)
         conclude(session, results)
-    session.data += [material.model, "calibration wikitext2.valid", f"held out wikitext2.test ({material.evaluation.numel():,} tokens)"]
     return session.finish()
 
 

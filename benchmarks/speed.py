@@ -1,4 +1,4 @@
-"""Prefill and decode speed of a saved 4-bit model: tersor's packed weights, transformers' dense float32 and bfloat16, llama.cpp on our GGUF.
+"""Prefill and decode speed of a saved 4-bit model: tersor packed, transformers in float32 and bfloat16, llama.cpp on our GGUF.
 
 Every timing is a process of its own that loads the file and does nothing else; configurations take turns, and medians are reported.
 tersor and llama.cpp read the very same 4-bit values (blocks of 32, symmetric, embeddings and head as well).
@@ -95,8 +95,9 @@ def _row(threads: int, name: str, nbytes: int, replies: list[dict[str, Any]]) ->
 
     return {
         "threads": threads, "runtime": name, "decode": middle("decode"), "prefill": middle("prefill"), "file_mb": nbytes / 1e6,
-        "memory_mb": middle("model_memory") / 1e6, "memory_to_file": middle("model_memory") / nbytes, "memory_after_mb": middle("memory_after") / 1e6,
-        "load_seconds": middle("load_seconds"), "first_token_seconds": middle("first_token_seconds"),
+        "memory_mb": middle("model_memory") / 1e6, "memory_to_file": middle("model_memory") / nbytes,
+        "memory_after_mb": middle("memory_after") / 1e6, "libraries_mb": middle("baseline") / 1e6, "load_seconds": middle("load_seconds"),
+        "first_token_seconds": middle("first_token_seconds"),
         "decode_of_each_run": ", ".join(f"{reply['decode']:.1f}" for reply in replies),
     }  # fmt: skip
 
@@ -121,9 +122,10 @@ def _conclude(session: common.Session, threads: int) -> None:
 
 NOTES = (
     "decode and prefill are tokens a second at batch one; decode is the reciprocal of the median step with a key-value cache",
-    "memory_mb is what loading and one token add to a process that has the libraries; memory_after_mb also holds cache and scratch of the timed runs. "
-    "llama.cpp maps its file and copies what it repacks, so both can count",
-    "tersor and transformers are timed by the same loop over the same module; llama.cpp through its C interface, logits of the last position alone in all",
+    "memory_mb is what loading and one token add to a process that has its libraries (libraries_mb); memory_after_mb also holds cache and "
+    "scratch of the timed runs. llama.cpp maps its file and copies what it repacks, so both can count",
+    "tersor and transformers are timed by the same loop over the same module; llama.cpp through its C interface; all compute the logits of "
+    "the last position alone",
     "torch's float32 products are slow on some processors: read the bfloat16 row beside it",
 )
 
@@ -137,7 +139,9 @@ def main() -> int:
     python = common.peer_python(parsed, "llamacpp-python")
     length = QUICK if parsed.quick else FULL
     session = common.Session("speed", parsed, notes=list(NOTES), data=["smollm2-135m, rounded to 4 bits in blocks of 32"])
-    session.notes.append(f"{length.prompt} prompt tokens, {length.new} new tokens, {length.inner} repeats in a process, {session.repeats} processes each")
+    session.notes.append(
+        f"{length.prompt} prompt tokens, {length.new} new tokens, {length.inner} repeats in a process, {session.repeats} processes each"
+    )
     with TemporaryDirectory() as folder:
         measure(session, prepare(Path(folder)), parsed.thread_counts, length, python)
     return session.finish()

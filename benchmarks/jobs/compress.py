@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -20,7 +21,7 @@ def main(request: dict[str, object]) -> dict[str, object]:
     moments.append(time.perf_counter())
     tersor.compress(model, str(request["method"]), output=str(request["output"]), **request["options"])  # type: ignore[arg-type]
     moments.append(time.perf_counter())
-    imports, loading, work = (later - earlier for earlier, later in zip(moments, moments[1:], strict=False))
+    imports, loading, work = (later - earlier for earlier, later in itertools.pairwise(moments))
     return {"import_seconds": imports, "load_seconds": loading, "work_seconds": work}
 
 

@@ -10,7 +10,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 # Compressed first: lazily imported libraries and compiled kernels belong to the baseline, not to the model.
-TINY = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+TINY = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
 
 def build(shape: dict[str, Any], dtype: str) -> Any:

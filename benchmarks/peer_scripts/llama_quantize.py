@@ -20,7 +20,7 @@ def importance(path: str) -> tuple:
     stored = np.load(path)
     arrays = {name: np.ascontiguousarray(stored[name], dtype=np.float32) for name in stored.files}
     entries = (llama_cpp.llama_model_imatrix_data * (len(arrays) + 1))()
-    for entry, (name, array) in zip(entries, arrays.items()):
+    for entry, (name, array) in zip(entries, arrays.items(), strict=False):
         entry.name, entry.size = name.encode(), array.size
         entry.data = array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     return entries, arrays

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import statistics
 import sys
@@ -42,7 +43,7 @@ def timed(context, width: int, prompt: list, new_tokens: int) -> tuple[float, li
         decode(context, step)
         step = [best(context, width)]
         moments.append(time.perf_counter())
-    steps = [later - earlier for earlier, later in zip(moments, moments[1:])]
+    steps = [later - earlier for earlier, later in itertools.pairwise(moments)]
     return steps[0], steps[1:]
 
 
@@ -76,7 +77,8 @@ def main(request: dict) -> dict:
         steps += rest
     return {
         "prefill": len(prompt) / statistics.median(prefills), "decode": 1 / statistics.median(steps), "threads": request["threads"],
-        "load_seconds": loading, "first_token_seconds": first, "model_memory": loaded - baseline, "memory_after": resident() - baseline,
+        "load_seconds": loading, "first_token_seconds": first, "model_memory": loaded - baseline,
+        "baseline": baseline, "memory_after": resident() - baseline,
         "versions": {"llama-cpp-python": llama_cpp.__version__}, "system": llama_cpp.llama_print_system_info().decode(),
     }  # fmt: skip
 

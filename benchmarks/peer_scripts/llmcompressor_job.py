@@ -5,6 +5,7 @@ Runs in the peer's environment; imports nothing of ours.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -23,7 +24,9 @@ def recipe(method: str, options: dict) -> list:
 
     if method == "sparsegpt":
         structure = f"{options['keep_n']}:{options['of_m']}"
-        return [SparseGPTModifier(sparsity=0.5, mask_structure=structure, targets=["Linear"], ignore=HEAD, block_size=128, dampening_frac=0.01)]
+        return [
+            SparseGPTModifier(sparsity=0.5, mask_structure=structure, targets=["Linear"], ignore=HEAD, block_size=128, dampening_frac=0.01)
+        ]
     weights = {
         "num_bits": options["bits"], "type": "int", "strategy": "group", "group_size": options["group_size"],
         "symmetric": options["scheme"] == "symmetric",
@@ -61,12 +64,18 @@ def main(request: dict) -> dict:
     tokens = load_file(request["tokens"])["calibration"]
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in tokens.tolist()]
     oneshot(
-        model=model, dataset=Dataset.from_list(rows), recipe=recipe(request["method"], request["options"]), batch_size=request["batch_size"],
-        num_calibration_samples=len(rows), max_seq_length=tokens.shape[1], shuffle_calibration_samples=False, pipeline="sequential",
-    )  # fmt: skip
+        model=model,
+        dataset=Dataset.from_list(rows),
+        recipe=recipe(request["method"], request["options"]),
+        batch_size=request["batch_size"],
+        num_calibration_samples=len(rows),
+        max_seq_length=tokens.shape[1],
+        shuffle_calibration_samples=False,
+        pipeline="sequential",
+    )
     model.save_pretrained(request["output"], save_compressed=request["method"] != "sparsegpt")
     moments.append(time.perf_counter())
-    imports, loading, work = (later - earlier for earlier, later in zip(moments, moments[1:]))
+    imports, loading, work = (later - earlier for earlier, later in itertools.pairwise(moments))
     return {"import_seconds": imports, "load_seconds": loading, "work_seconds": work, "versions": versions()}
 
 

@@ -1,4 +1,4 @@
-"""auto-round, hqq or quanto on a dense folder, one process; writes the float32 matrices that its linear layers stand for. ``SCRIPT REQUEST``.
+"""auto-round, hqq or quanto on a dense folder, one process; writes the matrices that its linear layers stand for. ``SCRIPT REQUEST``.
 
 Runs in the peers' environment; imports nothing of ours.
 """
@@ -25,8 +25,8 @@ def hqq(model, options: dict, tokens) -> tuple[dict, float]:
     dense, bits = {}, 0
     for name, layer in linear_layers(model).items():
         codes, meta = Quantizer.quantize(
-            layer.weight.data, nbits=options["bits"], group_size=options["group_size"], optimize=True, round_zero=options["bits"] == 4, axis=1,
-            bitpack=False, device="cpu",
+            layer.weight.data, nbits=options["bits"], group_size=options["group_size"], optimize=True, round_zero=options["bits"] == 4,
+            axis=1, bitpack=False, device="cpu",
         )  # fmt: skip
         scale, zero = meta["scale"].half().float(), meta["zero"].half().float()
         dense[name] = ((codes.float() - zero) * scale).reshape(layer.weight.shape)
@@ -58,8 +58,8 @@ def auto_round(model, options: dict, tokens) -> tuple[dict, float]:
     rows = [{"input_ids": row[None], "attention_mask": row[None] * 0 + 1} for row in tokens]
     rounder = AutoRound(
         model, AutoTokenizer.from_pretrained(options["tokenizer"]), bits=options["bits"], group_size=options["group_size"], sym=False,
-        iters=options["iterations"], nsamples=len(rows), seqlen=tokens.shape[1], batch_size=8, dataset=rows, device_map="cpu", low_cpu_mem_usage=False,
-        **({"lr": 5e-3} if 0 < options["iterations"] <= 50 else {}),
+        iters=options["iterations"], nsamples=len(rows), seqlen=tokens.shape[1], batch_size=8, dataset=rows, device_map="cpu",
+        low_cpu_mem_usage=False, **({"lr": 5e-3} if 0 < options["iterations"] <= 50 else {}),
     )  # fmt: skip
     rounded = rounder.quantize()
     rounded = rounded[0] if isinstance(rounded, tuple) else rounded

@@ -106,7 +106,7 @@ def measure(
         results = run_tasks(loaded, tasks.split(","), reference=original, limit=limit, backend=backend)
         _print("\n".join(map(str, results)), as_json, [result.to_dict() for result in results])
         return
-    result = run(loaded, text, original, max_tokens=tokens, speed=speed)
+    result = run(model, text, original, max_tokens=tokens, speed=speed)
     _print(result, as_json, result.to_dict())
 
 

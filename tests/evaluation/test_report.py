@@ -126,6 +126,13 @@ def test_a_bare_run_is_a_page_without_charts():
     assert "m" in page.texts
 
 
+@pytest.mark.parametrize(
+    ("text", "said"), [("a", "nothing was fitted to"), ("b", "which also served for calibration")], ids=["held out", "reused"]
+)
+def test_it_claims_to_be_held_out_only_where_it_is(text: str, said: str):
+    assert said in render(replace(report(), texts={"calibration": "b", "evaluation": text}))
+
+
 def test_many_blocks_and_one_level(tmp_path: Path):
     long = report(blocks=60)
     assert "layer" not in charts_of(long)["chart-bits"]

@@ -105,8 +105,9 @@ def test_tiles_are_the_dense_rows_to_the_bit(bits: int, scheme: str, dtype: torc
         dense = dense_of(weight).to(dtype)
         for first, tile in quantized._tiles(quantized._Packed(**weight), dtype):
             # The kernel rounds `scale * code + minimum` once, torch twice.
-            assert torch.allclose(tile.float(), dense[first : first + len(tile)].float(), rtol=2e-7 if dtype == torch.float32 else 8e-3, atol=1e-5)
-            assert scheme == "float_min" or torch.equal(tile, dense[first : first + len(tile)])
+            expected = dense[first : first + len(tile)]
+            assert torch.allclose(tile.float(), expected.float(), rtol=2e-7 if dtype == torch.float32 else 8e-3, atol=1e-5)
+            assert scheme == "float_min" or torch.equal(tile, expected)
 
 
 @pytest.mark.parametrize("m", [1, 5, 16], ids=lambda m: f"{m}rows")
@@ -144,22 +145,24 @@ def test_python_threads_may_call_at_once(always_parallel: None) -> None:
     assert all(torch.equal(expected, y) for y in made)
 
 
-def _answer(queue: Any) -> None:
-    queue.put(quantized_linear(activations(1, 576), **weight_of(64, 576, 64, 4, "symmetric")).tolist())
+def _answer(queue: Any, x: Tensor, weight: dict[str, Any]) -> None:
+    queue.put(quantized_linear(x, **weight).tolist())
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_computes_alone(always_parallel: None) -> None:
+    weight, x = weight_of(64, 576, 64, 4, "symmetric"), activations(1, 576)
     with threads(2):
-        expected = quantized_linear(activations(1, 576), **weight_of(64, 576, 64, 4, "symmetric"))
+        expected = quantized_linear(x, **weight).tolist()
         context = multiprocessing.get_context("fork")
         queue = context.SimpleQueue()
-        child = context.Process(target=_answer, args=(queue,))
+        child = context.Process(target=_answer, args=(queue, x, weight))
         child.start()
         child.join(60)
-        assert child.exitcode == 0
-    assert queue.get() == expected.tolist()
+        child.kill()
+    assert child.exitcode == 0
+    assert queue.get() == expected
 
 
 def test_thread_settings_are_left_alone() -> None:
@@ -227,7 +230,8 @@ def test_without_numba_the_twin_answers(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_other_devices_use_the_twin() -> None:
-    weight = {key: value.to("meta") if isinstance(value, Tensor) else value for key, value in weight_of(9, 192, 32, 4, "asymmetric").items()}
+    weight = weight_of(9, 192, 32, 4, "asymmetric")
+    weight |= {key: value.to("meta") for key, value in weight.items() if isinstance(value, Tensor)}
     assert quantized_linear(torch.empty(2, 192, device="meta"), **weight).shape == (2, 9)
 
 

@@ -24,7 +24,7 @@ class Layer:
 
 @pytest.fixture(scope="session")
 def make_layer() -> Callable[..., Layer]:
-    """``make_layer(seed, out, n)``: Gaussian weights behind inputs that are correlated and of very different sizes, as in language models."""
+    """``make_layer(seed, out, n)``: Gaussian weights behind inputs that are correlated and of very different sizes, as in real models."""
 
     def make(seed: int = 0, out: int = 48, n: int = 64) -> Layer:
         generator = torch.Generator().manual_seed(seed)
@@ -53,7 +53,7 @@ def real_layers(stories_path: Path, data_dir: Path) -> dict[str, Layer]:
     tokenizer = AutoTokenizer.from_pretrained(stories_path)
     model = AutoModelForCausalLM.from_pretrained(stories_path, dtype=torch.float32).eval()
     text = (data_dir / "text" / "tinystories.txt").read_text(encoding="utf-8")[:40_000]
-    tokens = torch.tensor(tokenizer(text).input_ids)[: 5120].reshape(-1, 256)
+    tokens = torch.tensor(tokenizer(text).input_ids)[:5120].reshape(-1, 256)
     block = model.model.layers[2]
     names = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
     stats = [_capture(model, block, names, part) for part in (tokens[:16], tokens[16:])]

@@ -13,17 +13,21 @@ import torch
 from torch import Tensor
 
 from tersor.weights import (
+    BiasedWeight,
     CompressedWeight,
     DenseWeight,
+    DictionaryWeight,
     LowRankWeight,
     QuantizedWeight,
     ResidualStack,
     SignBlock,
     SparseWeight,
     SumWeight,
+    TensorTrainWeight,
     ZeroWeight,
 )
-from tersor.weights.positions import ColumnIndices
+from tersor.weights.kept import ShortValues
+from tersor.weights.positions import ColumnIndices, positions_of
 
 Example = tuple[CompressedWeight, Tensor]
 Builder = Callable[[torch.Generator], Example]
@@ -107,8 +111,8 @@ def nested_sum(random: torch.Generator) -> Example:
     return SumWeight([body, more]), first + second
 
 
-def plain(random: torch.Generator, dtype: torch.dtype) -> Example:
-    values = torch.randn(OUT, IN, generator=random).to(dtype)
+def plain(random: torch.Generator, dtype: torch.dtype, values: Tensor | None = None) -> Example:
+    values = (torch.randn(OUT, IN, generator=random) if values is None else values).to(dtype)
     return DenseWeight(values), values.float()
 
 
@@ -122,6 +126,38 @@ def residual_stack(random: torch.Generator, rank: int, n_blocks: int, scaled: bo
         total += torch.where(signs, 1.0, -1.0) * (left @ right)
     columns = 2.0 ** torch.randint(-2, 3, (shape[1],), generator=random) if scaled else None
     return ResidualStack(blocks, columns), total if columns is None else total * columns
+
+
+def whole(random: torch.Generator, *shape: int) -> Tensor:
+    """Small whole numbers, whose products and sums are exact in any order."""
+    return torch.randint(-3, 4, shape, generator=random).float()
+
+
+def dictionary(random: torch.Generator, values: str, quantised: bool = False) -> Example:
+    codes, mask = whole(random, OUT, 10), torch.rand(OUT, 10, generator=random) < 0.5
+    kept = ShortValues.of(codes, mask) if values == "float14" else SparseWeight.from_dense(codes, mask).values
+    atoms, dense = grid(random, 4, "symmetric", -1, shape=(10, IN)) if quantised else plain(random, torch.float16, whole(random, 10, IN))
+    if values == "4bit":
+        body, codes = grid(random, 4, "asymmetric", 5, shape=(OUT, 10))
+        assert isinstance(body, QuantizedWeight)
+        return DictionaryWeight(SparseWeight.from_quantized(body, mask), atoms), (codes * mask) @ dense
+    return DictionaryWeight(SparseWeight(positions_of(mask), kept), atoms), (codes * mask) @ dense
+
+
+def tensor_train(random: torch.Generator, rows: tuple[int, ...], columns: tuple[int, ...], bonds: tuple[int, ...], bits: int = 0) -> Example:
+    ends = zip(rows, columns, (1, *bonds), (*bonds, 1), strict=True)
+    shapes = [(j * right, left * i) for j, i, left, right in ends]
+    cores = [grid(random, bits, "symmetric", -1, shape=shape) if bits else plain(random, torch.float16, whole(random, *shape)) for shape in shapes]
+    dense = torch.ones(1, 1, 1, dtype=torch.float64)
+    for (_, core), j, i, left, right in zip(cores, rows, columns, (1, *bonds), (*bonds, 1), strict=True):
+        tensor = core.double().reshape(j, right, left, i)
+        dense = torch.einsum("abl,jrli->ajbir", dense, tensor).reshape(dense.shape[0] * j, dense.shape[1] * i, right)
+    return TensorTrainWeight([core for core, _ in cores], rows, columns), dense.squeeze(-1).float()
+
+
+def biased(body: Example, dtype: torch.dtype) -> Example:
+    """A bias of zero, so that the product is that of the matrix; test_biased_weight.py has the others."""
+    return BiasedWeight(body[0], torch.zeros(OUT, dtype=dtype)), body[1]
 
 
 EXAMPLES: dict[str, Builder] = {
@@ -155,6 +191,16 @@ EXAMPLES: dict[str, Builder] = {
     "residual_stack-1": lambda random: residual_stack(random, 1, 1, scaled=False),
     "residual_stack-3-input_scale": lambda random: residual_stack(random, 2, 3, scaled=True),
     "residual_stack-odd-width": lambda random: residual_stack(random, 3, 2, scaled=True, shape=(7, 21)),
+    "dictionary-float16": lambda random: dictionary(random, "float16"),
+    "dictionary-float14": lambda random: dictionary(random, "float14"),
+    "dictionary-4bit": lambda random: dictionary(random, "4bit", quantised=True),
+    "tensor_train-2": lambda random: tensor_train(random, (1, 7), (4, 6), (3,)),
+    "tensor_train-3": lambda random: tensor_train(random, (1, 7, 1), (2, 3, 4), (2, 5)),
+    "tensor_train-4-dense": lambda random: tensor_train(random, (1, 7, 1, 1), (2, 2, 2, 3), (2, 9, 3)),
+    "tensor_train-1": lambda random: tensor_train(random, (7,), (24,), ()),
+    "tensor_train-4bit": lambda random: tensor_train(random, (7, 1), (4, 6), (2,), bits=4),
+    "biased-dense": lambda random: biased(plain(random, torch.float32), torch.float16),
+    "biased-4bit": lambda random: biased(grid(random, 4, "symmetric", 8), torch.float32),
     "dense-float32": lambda random: plain(random, torch.float32),
     "dense-bfloat16": lambda random: plain(random, torch.bfloat16),
     "zero": lambda random: (ZeroWeight((OUT, IN)), torch.zeros(OUT, IN)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tersor.evaluation.run_report import LayerRow, ReportRow, RunReport
@@ -52,7 +52,7 @@ def quality(rows: Sequence[ReportRow], metric: str, title: str) -> Spec | None:
     bars = base.mark_rule(strokeWidth=2, color=ACCENT).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
     color = alt.Color("model:N", legend=None, scale=alt.Scale(scheme="tableau10", domain=[row.name for row in rows]))
     points = base.mark_circle(size=110, opacity=1).encode(y=y, color=color)
-    labels = base.mark_text(dy=-13, fontSize=12).encode(y=y, text="model:N")
+    labels = base.mark_text(dy=-13, fontSize=12, limit=200).encode(y=y, text="model:N")
     return _spec(alt.layer(bars, points, labels), 260)
 
 
@@ -105,7 +105,7 @@ def errors(layers: Sequence[LayerRow]) -> Spec | None:
     title = f"Relative output error ({'held out' if held_out else 'calibration'})"
     chart = alt.Chart(alt.Data(values=values)).mark_line(point=alt.OverlayMarkDef(size=36, filled=True), strokeWidth=1.4)
     encoded = chart.encode(
-        x=alt.X("block:Q", title="Block", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, padding=12)),
+        x=alt.X("block:Q", title="Block", axis=_whole(row.block or 0 for row in layers), scale=alt.Scale(nice=False, padding=12)),
         y=alt.Y("error:Q", title=title, scale=alt.Scale(type="log"), axis=alt.Axis(format=".1~e", labelOverlap=True)),
         color=alt.Color("role:N", title=None, sort=None, legend=alt.Legend(orient="top", columns=7), scale=alt.Scale(scheme="tableau10")),
         tooltip=[alt.Tooltip("name:N", title="Layer"), alt.Tooltip("error:Q", format=".4g", title="Error")],
@@ -127,8 +127,9 @@ def search(rows: Sequence[Mapping[str, Any]]) -> Spec | None:
     ]  # fmt: skip
     if not values:
         return None
+    whole = _whole(value["generation"] for value in values)
     base = alt.Chart(alt.Data(values=values)).encode(
-        x=alt.X("generation:Q", title="Generation", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, padding=12)),
+        x=alt.X("generation:Q", title="Generation", axis=whole, scale=alt.Scale(nice=False, padding=12)),
         y=alt.Y("fitness:Q", title="Fitness (lower is better)", scale=alt.Scale(zero=False, nice=True)),
         tooltip=[
             alt.Tooltip("generation:Q", title="Generation"), alt.Tooltip("fitness:Q", format=".5g", title="Fitness"),
@@ -156,6 +157,14 @@ def seconds(stages: Mapping[str, float]) -> Spec | None:
         tooltip=[alt.Tooltip("stage:N", title="Stage"), alt.Tooltip("seconds:Q", format=",.1f", title="Seconds")],
     )
     return _spec(encoded, alt.Step(26))
+
+
+def _whole(numbers: Iterable[int]) -> Any:
+    """An axis with ticks at whole numbers only, also where there are few."""
+    import altair as alt
+
+    known = list(numbers)
+    return alt.Axis(tickCount=max(1, min(15, max(known) - min(known))), format="d")
 
 
 def _block(row: LayerRow) -> str:

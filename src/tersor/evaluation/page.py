@@ -113,8 +113,9 @@ def _comparison(report: RunReport, charts: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     pair = "".join(f'<div class="chart" id="{place}"></div>' for place in ("chart-kl", "chart-perplexity") if place in charts)
     source = report.texts.get("evaluation")
-    errors = "± is one standard error over windows, bars are two."
-    note = f"Measured on {source}, which nothing was fitted to or chosen by; {errors}" if source else ""
+    also = ", ".join(purpose.replace("_", "-") for purpose, text in report.texts.items() if purpose != "evaluation" and text == source)
+    held_out = f"which also served for {also}" if also else "which nothing was fitted to or chosen by"
+    note = f"Measured on {source}, {held_out}; ± is one standard error over windows, bars are two." if source else ""
     return (
         f'<section><h2>Size and quality</h2><p class="note">{escape(note)}</p>'
         f"{_table('models', columns + (['Sum of layer errors'] if with_errors else []), cells)}"

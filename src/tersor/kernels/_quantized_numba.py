@@ -16,16 +16,18 @@ from typing import Any
 
 import numpy as np
 from numba import carray, njit
+from numba.core.registry import cpu_target
 
 from tersor.kernels import _simd as simd
 from tersor.kernels._compiling import FIRST, LAST, SALT, compile_body, compile_entry, launch, share
+from tersor.kernels._llvm import has
 from tersor.kernels._rows import BFLOAT16, FLOAT16, guarded, write_row, write_totals
 
 SYMMETRIC, ASYMMETRIC, FLOAT_MIN = range(3)
 
 # Slots of the argument block that the threads of a team share, after those of `launch`.
-CODES, SCALE, SCALE_KIND, ZERO, SCHEME, Y, Y_KIND, M, N, K, GROUP, GROUPS, CHUNKS, LAID, SUMS, INDEX, BASE = range(4, 21)
-SLOTS = 21
+CODES, SCALE, SCALE_KIND, ZERO, SCHEME, Y, Y_KIND, M, N, K, GROUP, GROUPS, CHUNKS, LAID, SUMS, INDEX, BASE, FIXED, UNITS = range(4, 23)
+SLOTS = 23
 
 
 @njit(inline="always")
@@ -36,7 +38,7 @@ def _floats(address: int, kind: int, end: int, spare: int) -> Any:
 
 
 @njit(inline="always")
-def _write_grid(a: Any, row: int, bits: int, levels: int, lead: int, scales: int, offsets: int, spare: int) -> None:
+def write_grid(a: Any, row: int, bits: int, levels: int, lead: int, scales: int, offsets: int, spare: int) -> None:
     """Write scale and offset of each group of ``row``: a weight is ``scale * (lead + code / levels) + offset``."""
     kind, scheme, groups = a[SCALE_KIND], a[SCHEME], a[GROUPS]
     item = 2 if kind == FLOAT16 else 4
@@ -130,12 +132,97 @@ def product_body(bits: int, rows: int, batch: int) -> Any:
             # A matrix of fewer rows than a tile is taken row by row, each repeated; else the last tile overlaps the one before it.
             n, step = (min(rows * tile, a[N] - rows), 1) if a[N] >= rows else (tile, 0)
             for i in range(rows):
-                _write_grid(a, n + i * step, bits, 1 << bits, 1, tables + i * table, tables + i * table + (table >> 1), spare)
+                write_grid(a, n + i * step, bits, 1 << bits, 1, tables + i * table, tables + i * table + (table >> 1), spare)
             for m in range(0, a[M], batch):
                 row = a[CODES] + n * width
                 made = _products(a, m // batch, row, step * width, a[CODES] + a[N] * width, bits, rows, batch, tables, spare)
                 simd.store_totals(totals, made)
                 write_totals(a[Y], a[Y_KIND], a[M], a[N], m, n, rows if step else 1, batch, totals)
+        room[0] = 0  # numba frees an array after its last use by name
+
+    return compile_body(body)
+
+
+@njit
+def _fix(a: Any, per_lane: int, digits: int) -> None:
+    """Write laid out activations as integers of ``digits`` bits in a unit for each lane, split into three signed bytes, and the units.
+
+    Byte ``b`` of a lane of vector ``part`` belongs to the code at ``part`` in byte ``b`` of that lane of packed codes.
+    """
+    parts = per_lane >> 2
+    for block in range(a[M] * a[CHUNKS]):
+        laid, to = a[LAID] + block * per_lane * 64, a[FIXED] + block * 3 * parts * 64
+        most = simd.int_zeros(1, 1)
+        for k in range(per_lane):
+            most = simd.max_magnitude(most, simd.load(laid + 64 * k, 1))
+        simd.store(a[UNITS] + block * 64, simd.unit_below(most, digits))
+        for part in range(parts):
+            high = middle = low = simd.int_zeros(1, 1)
+            for b in range(4):
+                value = simd.in_units(simd.load(laid + 64 * (b * parts + part), 1), most, digits)
+                low = simd.with_byte(low, value, b)
+                value = simd.without_byte(value)
+                middle = simd.with_byte(middle, value, b)
+                high = simd.with_byte(high, simd.without_byte(value), b)
+            simd.store_ints(to + 64 * part, high)
+            simd.store_ints(to + 64 * (parts + part), middle)
+            simd.store_ints(to + 64 * (2 * parts + part), low)
+
+
+@njit(inline="always")
+def _byte_products(a: Any, m: int, row: int, step: int, end: int, bits: int, rows: int, tables: int, spare: int) -> Any:
+    """As :func:`_products`, for codes that do not cross bytes and activations in fixed point: exact sums of 32 bits in every lane."""
+    parts, chunks, groups = 8 // bits, a[CHUNKS], 4 * (a[GROUPS] + 16)
+    index, base = a[INDEX], a[BASE]
+    x, sums, units = a[FIXED] + m * chunks * parts * 192, a[SUMS] + m * chunks * 64, a[UNITS] + m * chunks * 64
+    total = simd.zeros(rows, 1)
+    for c in range(chunks):
+        if c == chunks - 1:
+            row, step = guarded(row, step, rows, 64, end, spare)
+        words = simd.load_words(row, step, rows)
+        partial = simd.int_zeros(rows, 1)
+        for digit in range(3):
+            partial = simd.shift_byte(partial)
+            for part in range(parts):
+                codes = simd.bytes_of_codes(words, part, bits)
+                partial = simd.add_byte_products(codes, simd.load_ints(x + 64 * (digit * parts + part)), partial)
+        pick, table = simd.load_bytes(index + 16 * c), tables + simd.read_int(base + 8 * c)
+        scaled = simd.mul_each(simd.to_float(partial), simd.load(units + 64 * c, 1))
+        total = simd.fma(simd.lookup(table, 2 * groups, pick, rows), scaled, total)
+        total = simd.add_outer(simd.lookup(table + groups, 2 * groups, pick, rows), simd.load(sums + 64 * c, 1), total)
+        row += 64
+        x += 192 * parts
+    return total
+
+
+@cache
+def has_byte_products() -> bool:
+    """Whether the processor multiplies and adds bytes at once."""
+    return has(cpu_target.target_context, "avx512vnni")
+
+
+@cache
+def byte_body(bits: int, rows: int) -> Any:
+    """The C function of :func:`_byte_products`, one row of x at a time."""
+    salt = SALT
+
+    def body(data: int) -> None:
+        salt  # noqa: B018
+        a = carray(simd.pointer(data), SLOTS)
+        start, stop = share(data)
+        table, width = 8 * (a[GROUPS] + 16), (a[K] * bits + 7) >> 3
+        room = np.empty(rows * (64 + table + 4), np.uint8)
+        spare = np.int64(room.ctypes.data)
+        tables = spare + 64 * rows
+        totals = tables + rows * table
+        for tile in range(start, stop):
+            n, step = (min(rows * tile, a[N] - rows), 1) if a[N] >= rows else (tile, 0)
+            for i in range(rows):
+                write_grid(a, n + i * step, bits, 1, 0, tables + i * table, tables + i * table + (table >> 1), spare)
+            for m in range(a[M]):
+                row = a[CODES] + n * width
+                simd.store_totals(totals, _byte_products(a, m, row, step * width, a[CODES] + a[N] * width, bits, rows, tables, spare))
+                write_totals(a[Y], a[Y_KIND], a[M], a[N], m, n, rows if step else 1, 1, totals)
         room[0] = 0  # numba frees an array after its last use by name
 
     return compile_body(body)
@@ -156,7 +243,7 @@ def dequantise_body(bits: int, bfloat: bool) -> Any:
         scales = spare + 64
         offsets, codes = scales + table, scales + 2 * table
         for n in range(start, stop):
-            _write_grid(a, n, bits, 1, 0, scales, offsets, spare)
+            write_grid(a, n, bits, 1, 0, scales, offsets, spare)
             row, y = a[CODES] + n * width, a[Y] + (n - a[FIRST]) * k * (2 if bfloat else 4)
             if group % 16 == 0:
                 for g in range(a[GROUPS]):
@@ -201,30 +288,34 @@ def _describe(
 
 @cache
 def product_entry() -> Any:
-    """What Python calls for a product: lay the activations out, then start the team."""
+    """What Python calls for a product: lay the activations out, in fixed point of ``digits`` bits if that is not 0, then start the team."""
     salt = SALT
 
     def entry(
         codes: int, scale: int, scale_kind: int, zero: int, scheme: int, y: int, kind: int, n: int, k: int, group: int, x: int, m: int,
-        per_lane: int, rows: int, batch: int, body: int, launcher: int, thread: int, team: int, threads: int,
+        per_lane: int, digits: int, rows: int, batch: int, body: int, launcher: int, thread: int, team: int, threads: int,
     ) -> None:
         salt  # noqa: B018
         chunks = (k + 16 * per_lane - 1) // (16 * per_lane)
-        padded = (m + batch - 1) // batch * batch
+        blocks = (m + batch - 1) // batch * batch * chunks
         data = np.empty(SLOTS, np.int64)
-        scratch = np.zeros(64 + (padded * (per_lane + 1) * 64 + 24) * chunks, np.uint8)
+        scratch = np.zeros(64 + (blocks * (2 * per_lane + 2) if digits else blocks * (per_lane + 1)) * 64 + chunks * 24, np.uint8)
         _describe(data, codes, scale, scale_kind, zero, scheme, y, kind, n, k, group)
         data[FIRST], data[LAST] = 0, (n + rows - 1) // rows if n >= rows else n
         data[M], data[CHUNKS] = m, chunks
         data[LAID] = (np.int64(scratch.ctypes.data) + 63) & ~63
-        data[SUMS] = data[LAID] + padded * chunks * per_lane * 64
-        data[INDEX] = data[SUMS] + padded * chunks * 64
+        data[SUMS] = data[LAID] + blocks * per_lane * 64
+        data[UNITS] = data[SUMS] + blocks * 64
+        data[FIXED] = data[UNITS] + (blocks * 64 if digits else 0)
+        data[INDEX] = data[FIXED] + (blocks * per_lane * 64 if digits else 0)
         data[BASE] = data[INDEX] + chunks * 16
         _lay_out(data, x, kind, per_lane, batch)
+        if digits:
+            _fix(data, per_lane, digits)
         launch(body, np.int64(data.ctypes.data), launcher, thread, team, threads)
         data[0] = scratch[0] = 0  # numba frees an array after its last use by name
 
-    return compile_entry(20)(entry)
+    return compile_entry(21)(entry)
 
 
 @cache

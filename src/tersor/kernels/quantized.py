@@ -28,6 +28,12 @@ _SCALE_KINDS = {torch.float32: 0, torch.float16: 2}
 
 # Rows of x up to which the packed kernel beats dequantise + GEMM (benchmarks/kernels.py): bfloat16 GEMM is the faster one to beat.
 _MAX_ROWS = {torch.float32: 16, torch.bfloat16: 8}
+# Codes that share a 32-bit lane of the kernel, by bits.
+_LANE = {bits: 8 if bits <= 4 else 4 for bits in range(1, 9)}
+# Bits of an activation in fixed point where codes are multiplied as bytes; with these a sum of products never overflows.
+_BYTE_DIGITS = {2: 22, 4: 22, 8: 20}
+# Packed rows that are read together.
+_TILE_ROWS = 4
 # Codes below which a second thread costs more than it saves.
 _GRAIN = 1 << 16
 
@@ -121,7 +127,7 @@ def _product(x: Tensor, packed: _Packed) -> Tensor:
     rows = x.numel() // packed.in_features
     x = x if x.is_contiguous() else x.contiguous()
     y = torch.empty(*x.shape[:-1], packed.codes.shape[0], dtype=x.dtype)
-    if rows <= _MAX_ROWS[x.dtype] and _lanes_align(packed):
+    if rows <= _MAX_ROWS[x.dtype] and _lanes_align(packed, _LANE[packed.bits]):
         _multiply(x, y, rows, packed)
     else:
         multiply(x, y, partial(_tiles, packed))
@@ -139,19 +145,22 @@ def _whole(buffer: Tensor) -> Tensor:
     return buffer if buffer.is_contiguous() else buffer.contiguous()
 
 
-def _lanes_align(packed: _Packed) -> bool:
-    """Whether no lane of the packed kernel crosses from one group into the next."""
-    return packed.group_size % (8 if packed.bits <= 4 else 4) == 0 or packed.group_size == packed.in_features
+def _lanes_align(packed: _Packed, per_lane: int) -> bool:
+    """Whether no lane of ``per_lane`` codes crosses from one group into the next."""
+    return packed.group_size % per_lane == 0 or packed.group_size == packed.in_features
 
 
 def _multiply(x: Tensor, y: Tensor, rows: int, packed: _Packed) -> None:
-    compiled = _compiled()
-    batch = 1 if rows <= 2 else 4
-    body = compiled.product_body(packed.bits, 4, batch)
-    n, k = packed.codes.shape[0], packed.in_features
+    compiled, n, k, bits = _compiled(), packed.codes.shape[0], packed.in_features, packed.bits
+    batch, per_lane, digits = 1 if rows <= 2 else 4, _LANE[bits], 0
+    if batch == 1 and bits in _BYTE_DIGITS and _lanes_align(packed, 32 // bits) and compiled.has_byte_products():
+        per_lane, digits = 32 // bits, _BYTE_DIGITS[bits]
+        body = compiled.byte_body(bits, _TILE_ROWS)
+    else:
+        body = compiled.product_body(bits, _TILE_ROWS, batch)
     compiled.product_entry()(
         *packed.addresses(), y.data_ptr(), _KINDS[x.dtype], n, k, packed.group_size,
-        x.data_ptr(), rows, 8 if packed.bits <= 4 else 4, 4, batch, body.address, *team_for(n * k, _GRAIN),
+        x.data_ptr(), rows, per_lane, digits, _TILE_ROWS, batch, body.address, *team_for(n * k, _GRAIN),
     )  # fmt: skip
 
 

@@ -2,17 +2,20 @@
 
 from tersor.layerwise.awq import awq
 from tersor.layerwise.bitstack import bitstack
+from tersor.layerwise.cospadi import cospadi, cospadi_group
 from tersor.layerwise.eora import compensate, eora
 from tersor.layerwise.gptq import gptq
 from tersor.layerwise.grid import Grid
 from tersor.layerwise.hessian import HessianFactor, factorize
 from tersor.layerwise.keep import drop, keep
+from tersor.layerwise.lord import lord
 from tersor.layerwise.magnitude import magnitude
 from tersor.layerwise.registry import METHODS, Method, find_method, register
 from tersor.layerwise.rtn import rtn
 from tersor.layerwise.sparsegpt import sparsegpt
 from tersor.layerwise.stats import LayerStats, StatsAccumulator, layer_error
 from tersor.layerwise.svd import asvd, svd
+from tersor.layerwise.tensor_network import tensor_network
 from tersor.layerwise.wanda import wanda
 from tersor.layerwise.whitened_svd import whitened_svd
 
@@ -27,6 +30,8 @@ __all__ = [
     "awq",
     "bitstack",
     "compensate",
+    "cospadi",
+    "cospadi_group",
     "drop",
     "eora",
     "factorize",
@@ -34,11 +39,13 @@ __all__ = [
     "gptq",
     "keep",
     "layer_error",
+    "lord",
     "magnitude",
     "register",
     "rtn",
     "sparsegpt",
     "svd",
+    "tensor_network",
     "wanda",
     "whitened_svd",
 ]

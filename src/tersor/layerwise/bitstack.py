@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_integer, check_stats, check_weight
+from tersor.layerwise.low_rank import choose_rank
 from tersor.layerwise.registry import register
 from tersor.layerwise.stats import LayerStats
 from tersor.weights import ResidualStack, SignBlock
@@ -46,7 +46,7 @@ def bitstack(
         that is still missing. Residuals are taken from the stored factors, so later blocks repair the rounding of earlier ones.
 
     Raises:
-        InvalidArgument: On an option out of range, a rank above the dimensions, or missing or foreign statistics.
+        InvalidArgument: On an option out of range, a rank whose factors alone outweigh the matrix, or missing or foreign statistics.
 
     Reference:
         Wang, Wang, Yu, Ma, Wang, Wang: "BitStack: Any-Size Compression of Large Language Models in Variable Memory Environments", 2025.
@@ -104,7 +104,4 @@ def sign_block(residual: Tensor, rank: int, start: Tensor) -> SignBlock:
 def _rank(shape: tuple[int, int], rank: int | Literal["auto"]) -> int:
     if rank == "auto":
         return max(round(_FACTOR_BITS * shape[0] * shape[1] / (16 * (shape[0] + shape[1]))), 1)
-    check_integer("rank", rank, 1)
-    if rank > min(shape):
-        raise InvalidArgument(f"rank {rank} is above the smaller dimension of a weight of shape {shape}; use a rank of at most {min(shape)}")
-    return rank
+    return choose_rank(shape, None, rank)

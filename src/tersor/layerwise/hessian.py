@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,9 +10,10 @@ from torch import Tensor
 from tersor.errors import InvalidArgument, TersorError
 from tersor.layerwise.stats import LayerStats
 
-# What damping starts from when the caller asked for none and the matrix turns out singular, and what no healing goes beyond.
+# What damping starts from when the caller asked for none and the matrix turns out singular. A mean of x x^T is singular by rounding at
+# most, so one that takes more than its own mean diagonal is something else.
 _SMALLEST_DAMPING = 1e-6
-_LARGEST_DAMPING = 1e3
+_LARGEST_DAMPING = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,11 @@ class HessianFactor:
     dead_inputs: int
 
 
-# One factor for each living statistics object: levels of one method come one after another, and more would double a block's memory.
-_LATEST: WeakKeyDictionary[LayerStats, tuple[tuple[float, bool], HessianFactor]] = WeakKeyDictionary()
-
-
 def factorize(stats: LayerStats, damping: float, act_order: bool = False) -> HessianFactor:
-    """The factor for ``stats``, from the cache if it was the last one asked for.
+    """The factor for ``stats``, kept in their ``cache`` until another is asked for.
+
+    Levels of one method come one after another, so keeping the latest serves all bit widths and the layers that share an input; keeping
+    more would multiply the memory of a block.
 
     Args:
         stats: Statistics of the inputs.
@@ -48,11 +47,14 @@ def factorize(stats: LayerStats, damping: float, act_order: bool = False) -> Hes
         act_order: Sweep the inputs by falling mean square instead of in their own order.
     """
     key = (damping, act_order)
-    latest = _LATEST.get(stats)
-    if latest is None or latest[0] != key:
-        latest = (key, _factorize(stats.hessian, damping, act_order))
-        _LATEST[stats] = latest
-    return latest[1]
+    kept = stats.cache.get("factor")
+    # A copy of the statistics with another hessian may share the dictionary.
+    if kept is not None and kept[0] is stats.hessian and kept[1] == key:
+        factor: HessianFactor = kept[2]
+        return factor
+    factor = _factorize(stats.hessian, damping, act_order)
+    stats.cache["factor"] = (stats.hessian, key, factor)
+    return factor
 
 
 def damped_cholesky(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
@@ -65,9 +67,8 @@ def damped_cholesky(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     """
     mean = float(hessian.diagonal().mean())
     unit = mean if mean > 0 else 1.0
-    if mean <= 0 and damping == 0:
-        damping = _SMALLEST_DAMPING
-    while damping <= _LARGEST_DAMPING:
+    largest = max(damping, _LARGEST_DAMPING)
+    while damping <= largest:
         damped = hessian.clone()
         damped.diagonal().add_(damping * unit)
         lower, failed = torch.linalg.cholesky_ex(damped)

@@ -30,7 +30,7 @@ def choose_rank(shape: tuple[int, int], keep: float | None, rank: int | None) ->
     check_integer("rank", rank, 1)
     if rank * (out_features + in_features) >= out_features * in_features:
         largest = (out_features * in_features - 1) // (out_features + in_features)
-        mend = f"use a rank of at most {largest}, or the method 'keep' to leave the layer as it is" if largest else "use the method 'keep' to leave the layer as it is"
+        mend = f"use a rank of at most {largest}, or the method 'keep'" if largest else "use the method 'keep'"
         raise InvalidArgument(f"rank {rank} saves nothing on a weight of shape ({out_features}, {in_features}): {mend}")
     return rank
 

@@ -32,18 +32,17 @@ def sparsegpt(
         stats: Statistics of the inputs; at least 16 tokens an input feature, or the fit does not carry over to other text.
         sparsity: Fraction removed, 0.5 unless given; exactly ``round(sparsity * numel)`` weights, uneven over rows but even over blocks.
         keep_n: With ``of_m``, instead of ``sparsity``: keep ``keep_n`` of every ``of_m`` neighbouring inputs.
-        of_m: See ``keep_n``.
+        of_m: See ``keep_n``; with ``bits`` it divides ``group_size``.
         bits: 1 to 8 to quantise the kept weights too.
-        group_size: Neighbouring inputs that share a scale, if ``bits`` are given; divides ``in_features``, -1 for one group a row.
-        scheme: As for :func:`gptq`.
-        clip: As for :func:`gptq`.
-        damping: Added to the diagonal of the Hessian, relative to its mean; raised tenfold until the factorisation succeeds.
+        group_size: As for :func:`gptq`, like ``scheme``, ``clip`` and ``damping``.
+        scheme: Likewise.
+        clip: Likewise.
+        damping: Likewise.
         block_size: Columns whose mask is chosen at once.
         value_dtype: Type of the stored values, if no ``bits`` are given.
 
     Returns:
-        The weight; its ``report`` holds ``sparsity``, the ``damping`` used, ``dead_inputs`` (the first to be pruned) and
-        ``damped_error``.
+        The weight; its ``report`` holds ``sparsity``, ``damping``, ``dead_inputs`` (the first to be pruned) and ``damped_error``.
 
     Raises:
         InvalidArgument: On an option out of range, a weight that is not a finite matrix, or missing or foreign statistics.
@@ -63,17 +62,20 @@ def sparsegpt(
     factor = factorize(stats, damping)
     rounding = None if grid is None else GroupRounding(grid, shape, clip, stats.mean_square)
     step = block_step(block_size, None if grid is None else grid.group_size, pattern.of_m)
-    pruning = Pruning(pattern, shape)
-    columns = sweep_columns(values, factor)
+    pruning, columns = Pruning(pattern, shape), sweep_columns(values, factor)
     loss = sweep(columns, factor, step, rounding, pruning)
     compressed = _store(columns, pruning, rounding, value_dtype)
-    compressed.report = {
-        "sparsity": compressed.sparsity, "damping": factor.damping, "dead_inputs": factor.dead_inputs, "damped_error": loss,
-    }  # fmt: skip
+    compressed.report |= {"damping": factor.damping, "dead_inputs": factor.dead_inputs, "damped_error": loss}
     return compressed
 
 
 def _store(columns: Tensor, pruning: Pruning, rounding: GroupRounding | None, value_dtype: ValueType) -> SparseWeight:
+    compressed = _pack(columns, pruning, rounding, value_dtype)
+    compressed.report = {"sparsity": compressed.sparsity}
+    return compressed
+
+
+def _pack(columns: Tensor, pruning: Pruning, rounding: GroupRounding | None, value_dtype: ValueType) -> SparseWeight:
     pattern, mask = pruning.pattern, pruning.keep.bool().T.contiguous()
     if rounding is None:
         return pattern.store(columns.T, mask, value_dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class LayerStats:
         mean: ``mean x_j``, float64, ``[in_features]``.
         n_tokens: Rows seen.
         gradient: Mean squared gradient of the loss by the weight, ``[out_features, in_features]``, if it was collected.
-        cache: Factorisations of the hessian, kept because many levels and sibling layers need the same one.
+        cache: What was derived from the hessian last, kept because many levels and sibling layers need the same.
     """
 
     hessian: Tensor
@@ -29,7 +30,7 @@ class LayerStats:
     mean: Tensor
     n_tokens: int
     gradient: Tensor | None = None
-    cache: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
+    cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def in_features(self) -> int:

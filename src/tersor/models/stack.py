@@ -11,7 +11,7 @@ import json
 import shutil
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import CorruptFile, InvalidArgument, TersorError
+from tersor.models.generation import end_tokens, sample_tokens
 from tersor.models.model import Model
 from tersor.models.storage import DESCRIPTION, check_target, description_checksum, save
 from tersor.models.tensorfile import file_sha256
@@ -115,6 +116,33 @@ class StackedModel(Model):
             raise InvalidArgument(f"the budget {budget!r} is below the smallest size of this model, {self._sizes[0]} bytes; raise it")
         return self._load(count)
 
+    def generate(
+        self, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0, resize: Mapping[int, int | str | float] | None = None
+    ) -> str:  # fmt: skip
+        """Continue ``prompt``, changing size on the way: as :meth:`Model.generate`, with budgets.
+
+        Args:
+            prompt: As there, like the next three.
+            max_new_tokens: As there.
+            temperature: As there.
+            seed: As there.
+            resize: Budget to change to before the token of that number, counted from 0. Keys and values of earlier tokens stay as the
+                earlier size computed them.
+        """
+        tokens = self.encode(prompt)
+        if tokens.numel() == 0:
+            raise InvalidArgument("the prompt is empty and the tokenizer adds no token of its own; give some text")
+        budgets, ends, written = dict(resize or {}), end_tokens(self), []
+        generator = torch.Generator().manual_seed(seed)
+        columns = sample_tokens(self, tokens[None], max_new_tokens, temperature=temperature, generator=generator)
+        for number in range(max_new_tokens):
+            if number in budgets:
+                self.resize(budgets[number])
+            if (token := int(next(columns))) in ends:
+                break
+            written.append(token)
+        return str(self.tokenizer.decode(written, skip_special_tokens=True))  # type: ignore[union-attr]
+
     def _load(self, count: int) -> Resized:
         weights = {name: weight for name, weight in self.weights().items() if isinstance(weight, ResidualStack)}
         self._check_heights(weights)
@@ -150,7 +178,7 @@ class StackedModel(Model):
                             f"or ask for at most {self._sizes[number]} bytes"
                         )
                     weight = weights[entry.layer]
-                    found.append((entry.layer, _block_of(data, weight.shape, weight.rank)))
+                    found.append((entry.layer, _block_of(data, weight.shape, weight.rank).to(weight.device)))
         except OSError as error:
             raise CorruptFile(f"{path} cannot be read: {error.strerror}; fetch it again") from None
         return found

@@ -52,9 +52,13 @@ class Search(_Strict):
 
     Attributes:
         method: ``uniform`` asks nothing of the data, ``knapsack`` adds up layer errors, ``evopress`` measures whole models.
+        generations: Rounds of evopress.
+        offspring: Candidates a round; for ``random``, candidates in all.
         tokens: Tokens of calibration text set aside for the search, never used to fit a layer.
         stages: ``(survivors, tokens)`` of each selection stage; the last must leave one survivor.
+        groups: Layers between which evopress moves bytes: of equal ``size``, of equal ``name``, or any (``none``).
         initial: Where evopress starts.
+        seed: Of the search.
     """
 
     method: SearchName = "evopress"
@@ -82,19 +86,28 @@ class Calibration(_Strict):
     Attributes:
         text: A file, a name known to ``tersor.data``, or ``auto``: sampled from the model itself.
         tokens: Tokens to fit on; at least 16 for each input feature of the widest layer is wise.
-        held_out: Tokens set aside to report the error of each layer on text it was not fitted to.
+        held_out: Tokens set aside to measure each layer's error on text it was not fitted to; the allocators that add up errors use it.
+        context: Tokens of a sequence.
+        batch_size: Sequences run through a block at once.
+        seed: Of the sampling and of the order of sequences.
     """
 
     text: str = "auto"
-    tokens: Annotated[int, Field(ge=64)] = 24576
-    held_out: Annotated[int, Field(ge=0)] = 4096
-    context: Annotated[int, Field(ge=8)] = 512
+    tokens: Annotated[int, Field(ge=64)] = 20480
+    held_out: Annotated[int, Field(ge=0)] = 2048
+    context: Annotated[int, Field(ge=8)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 8
     seed: int = 0
 
 
 class Evaluation(_Strict):
-    """Text for the numbers in the report; never the calibration text. ``auto`` is the Python documentation that ships with Python."""
+    """Text for the numbers in the report; never the calibration text.
+
+    Attributes:
+        text: A file, a name known to ``tersor.data``, or ``auto``: the language reference that ships with Python.
+        tokens: Tokens to use; 0 measures nothing.
+        context: Tokens of a window.
+    """
 
     text: str = "auto"
     tokens: Annotated[int, Field(ge=0)] = 8192
@@ -105,6 +118,10 @@ class Recipe(_Strict):
     """A compression job.
 
     Attributes:
+        model: What ``tersor.load`` takes; the command line names it instead.
+        calibration: Text to fit on.
+        search: How the budget is spread.
+        evaluation: Text to measure on.
         levels: Choices for every linear layer of the blocks (and an untied head).
         embeddings: Choices for the embedding table with its tied head; empty keeps it dense.
         budget: ``"60MB"``, ``"45MiB"``, a ratio such as ``0.25`` or ``"3.2bpw"``; ``None`` needs a single level.

@@ -38,8 +38,8 @@ class BiasedWeight(CompressedWeight):
 
     def __init__(self, body: CompressedWeight, bias: Tensor) -> None:
         if tuple(bias.shape) != (body.shape[0],) or bias.dtype not in FLOAT_TYPES.values():
-            types = ", ".join(FLOAT_TYPES)
-            raise InvalidArgument(f"bias must be {types} of shape ({body.shape[0]},), got {dtype_name(bias.dtype)} of shape {tuple(bias.shape)}")
+            got = f"{dtype_name(bias.dtype)} of shape {tuple(bias.shape)}"
+            raise InvalidArgument(f"bias must be one of {', '.join(FLOAT_TYPES)} of shape ({body.shape[0]},), got {got}")
         if not torch.isfinite(bias).all():
             raise InvalidArgument(f"bias holds NaN or Inf in {dtype_name(bias.dtype)}; a wider type may hold it")
         self._hold(body, bias.detach().clone())

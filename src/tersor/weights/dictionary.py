@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from tersor.errors import CorruptFile, InvalidArgument
 from tersor.weights.base import CompressedWeight, weight_from_config
 from tersor.weights.checking import read_shape
 from tersor.weights.dense import DenseWeight
+from tersor.weights.kept import ShortValues
 from tersor.weights.sparse import SparseWeight
 
 
@@ -42,7 +43,7 @@ class DictionaryWeight(CompressedWeight):
     def __init__(self, codes: SparseWeight, dictionary: CompressedWeight | Tensor) -> None:
         dictionary = DenseWeight(dictionary) if isinstance(dictionary, Tensor) else dictionary
         if codes.shape[1] != dictionary.shape[0]:
-            raise InvalidArgument(f"codes of shape {codes.shape} need a dictionary of {codes.shape[1]} atoms, got one of shape {dictionary.shape}")
+            raise InvalidArgument(f"codes of shape {codes.shape} are for {codes.shape[1]} atoms, the dictionary has {dictionary.shape[0]}")
         super().__init__((codes.shape[0], dictionary.shape[1]))
         self.codes = codes
         self.dictionary = dictionary
@@ -79,7 +80,11 @@ class DictionaryWeight(CompressedWeight):
         if not isinstance(codes, SparseWeight) or not fits:
             parts = f"{codes.kind} codes of shape {codes.shape} and atoms of shape {dictionary.shape}"
             raise CorruptFile(f"a stored dictionary weight of shape {list(shape)} has {parts}")
-        return cls(codes, cast("CompressedWeight", dictionary))
+        return cls(codes, dictionary)
+
+    def check_stored(self, tensors: dict[str, Tensor], name: str) -> None:
+        if isinstance(self.codes.values, ShortValues) and bool(((tensors["codes.values.high"] & 0x7C) == 0x7C).any()):
+            raise CorruptFile(f"{name}: the codes hold NaN or Inf")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.nonzeros:.0f} of {self.n_atoms} atoms a row"

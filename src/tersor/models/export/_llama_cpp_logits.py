@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -25,7 +26,8 @@ def main(model_path: str, request_path: str, output_path: str) -> None:
         sys.exit("llama.cpp cannot load the file")
     vocab = llama_cpp.llama_model_get_vocab(model)
     texts = [tokenize(vocab, text) for text in request["texts"]]
-    np.savez(output_path, logits=logits(model, vocab, request["tokens"]), **{f"text{i}": ids for i, ids in enumerate(texts)})
+    arrays: dict[str, Any] = {f"text{i}": ids for i, ids in enumerate(texts)}
+    np.savez(output_path, logits=logits(model, vocab, request["tokens"]), **arrays)
 
 
 def tokenize(vocab: object, text: str) -> np.ndarray:

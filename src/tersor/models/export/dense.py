@@ -13,7 +13,7 @@ from tersor.errors import InvalidArgument
 from tersor.models.export.gguf_choice import relative_error
 from tersor.models.export.report import LayerRow
 from tersor.models.huggingface import quiet_transformers
-from tersor.models.model import Model
+from tersor.models.model import Model, output_head
 from tersor.models.storage import stored_tensors
 from tersor.models.tensorfile import Promise, write_tensors
 from tersor.weights.base import CompressedWeight
@@ -41,7 +41,7 @@ class Decompressed(Promise):
         vars(self).update(dtype=dtype, shape=shape, weight=weight, transposed=transposed)
 
     @property
-    def source(self) -> Tensor:  # type: ignore[override]
+    def source(self) -> Tensor:
         """The values, decompressed anew each time."""
         return self.weight.dense().T if self.transposed else self.weight.dense()
 
@@ -103,17 +103,18 @@ def layer_kinds(model: Model) -> dict[str, str]:
 def write_folder(model: Model, folder: Path, promises: dict[str, Promise], quantization: dict[str, Any] | None = None) -> None:
     """Tensors, configuration and tokenizer of a Hugging Face folder."""
     write_tensors(folder / "model.safetensors", promises)
+    module: Any = model.module
     model.config.save_pretrained(folder)
     path = folder / "config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content |= {"architectures": [model.architecture], "dtype": _common_type(promises)}
-    if model.module.get_output_embeddings() is not None:
+    if output_head(module) is not None:
         content["tie_word_embeddings"] = model.tied
     if quantization is not None:
         content["quantization_config"] = quantization
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    if getattr(model.module, "generation_config", None) is not None:
-        model.module.generation_config.save_pretrained(folder)
+    if getattr(module, "generation_config", None) is not None:
+        module.generation_config.save_pretrained(folder)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
 

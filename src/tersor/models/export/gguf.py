@@ -142,7 +142,8 @@ def _notes(model: Model, rows: list[LayerRow], gguf_type: str | None) -> list[st
             f"{len(replaced)} of {len(rows)} layers have rows that are no multiple of {BLOCK_TYPES[str(gguf_type)].block}, stored in "
             f"a larger type than {gguf_type}; go by the bits per weight, not by that name"
         )
-    grown = [row for row in rows if row.name in (weights := model.weights()) and row.nbytes > 2 * weights[row.name].nbytes]
+    before = {name: weight.nbytes for name, weight in model.weights().items()}
+    grown = [row for row in rows if row.nbytes > 2 * before.get(row.name, row.nbytes)]
     if grown:
         notes.append(
             f"{len(grown)} compressed layers, such as {grown[0].name}, take more than twice the bytes they had in tersor, because GGUF has "

@@ -65,11 +65,11 @@ def vocabulary_of(model: Model) -> Vocabulary:
     bpe = description["model"]
     if bpe["type"] != "BPE":
         raise InvalidArgument(f"a tokenizer of the type {bpe['type']} cannot be written to GGUF; BPE can")
-    tokens, types = _tokens(model, bpe["vocab"])
+    tokens, types = _tokens(model.tokenizer, bpe["vocab"], model.vocabulary)
     merges = [pair if isinstance(pair, list) else pair.split(" ", 1) for pair in bpe["merges"]]
     byte_level = not bpe.get("byte_fallback")
     special = {key: i for key, name in _SPECIAL.items() if isinstance(i := getattr(model.tokenizer, name, None), int) and i < len(tokens)}
-    first, last = _added_around(model)
+    first, last = _added_around(model.tokenizer)
     flags = {"add_bos_token": first, "add_eos_token": last}
     template = model.tokenizer.chat_template if isinstance(getattr(model.tokenizer, "chat_template", None), str) else None
     if byte_level:
@@ -83,9 +83,8 @@ def vocabulary_of(model: Model) -> Vocabulary:
     return Vocabulary("llama", "default", tokens, types, _scores(tokens, merges), [], special, flags, template)
 
 
-def _tokens(model: Model, vocab: dict[str, int]) -> tuple[list[str], list[int]]:
-    size = model.vocabulary
-    added = model.tokenizer.added_tokens_decoder
+def _tokens(tokenizer: Any, vocab: dict[str, int], size: int) -> tuple[list[str], list[int]]:
+    added = tokenizer.added_tokens_decoder
     highest = max([*vocab.values(), *added], default=-1)
     if highest >= size:
         raise InvalidArgument(f"the tokenizer has token ids up to {highest}, the embedding {size} rows; GGUF needs a row for each token")
@@ -138,11 +137,11 @@ def _adds_space(description: dict[str, Any]) -> bool:
     return any(part["type"] == "Prepend" for part in parts) or pre.get("prepend_scheme", "never") != "never"
 
 
-def _added_around(model: Model) -> tuple[bool, bool]:
+def _added_around(tokenizer: Any) -> tuple[bool, bool]:
     """Whether the tokenizer puts begin- and end-of-sequence tokens around a text of its own accord."""
-    ids = model.tokenizer("a")["input_ids"]
-    plain = model.tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     extra = len(ids) - len(plain)
-    first = extra > 0 and ids[0] == model.tokenizer.bos_token_id and ids[1 : 1 + len(plain)] == plain
-    last = extra > int(first) and ids[-1] == model.tokenizer.eos_token_id
+    first = extra > 0 and ids[0] == tokenizer.bos_token_id and ids[1 : 1 + len(plain)] == plain
+    last = extra > int(first) and ids[-1] == tokenizer.eos_token_id
     return first, last

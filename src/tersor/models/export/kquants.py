@@ -20,12 +20,12 @@ _REFINEMENTS = 3
 
 
 def quantize(values: Tensor, type_name: str, importance: Tensor | None = None) -> tuple[np.ndarray, Tensor]:
-    """Round a matrix to a GGUF type with small squared error.
+    """Round a matrix to a GGUF type with a small squared error, in which large weights count a little more.
 
     Args:
         values: float32 ``[rows, columns]``; columns must be a multiple of the block.
         type_name: A key of :data:`BLOCK_TYPES`.
-        importance: ``[columns]``, weight of the squared error of each column, such as the mean squared input; uniform if ``None``.
+        importance: ``[columns]``, further weight of the squared error of each column, such as the mean squared input; uniform if ``None``.
 
     Returns:
         The packed bytes, uint8 ``[rows, bytes]``, and the float32 values that they stand for.
@@ -42,7 +42,7 @@ def quantize(values: Tensor, type_name: str, importance: Tensor | None = None) -
     step = max(_CHUNK // columns, 1)
     for start in range(0, rows, step):
         part = values[start : start + step].float()
-        fields = search(part.reshape(-1, kind.block), weights.repeat(part.shape[0]).reshape(-1, kind.block), kind)
+        fields = search(part.reshape(-1, kind.block), _emphasis(part, kind) * weights.repeat(part.shape[0]).reshape(-1, kind.block), kind)
         packed.append(kind.pack(fields).reshape(part.shape[0], -1))
         decoded.append(torch.from_numpy(fields.values()).reshape(part.shape))
     return np.concatenate(packed), torch.cat(decoded)
@@ -54,6 +54,12 @@ def _checked(importance: Tensor, columns: int) -> Tensor:
     # A column that calibration never saw still has to be stored sensibly.
     mean = importance.float().mean().clamp_min(1e-30)
     return importance.float() / mean + 1e-3
+
+
+def _emphasis(values: Tensor, kind: BlockType) -> Tensor:
+    """Weights ``[n, block]`` that grow with the magnitude: errors on large weights hurt a model more than their square says."""
+    groups = values.reshape(-1, kind.group)
+    return (groups.square().mean(-1, keepdim=True).sqrt() + groups.abs()).reshape(-1, kind.block)
 
 
 def search(blocks: Tensor, weights: Tensor, kind: BlockType) -> Fields:
@@ -192,11 +198,12 @@ def _line(x: Tensor, codes: Tensor, w: Tensor, kind: BlockType) -> tuple[Tensor,
     determinant = total * square - mean_c.square()
     scale = _ratio(total * cross - mean_c * mean_x, determinant)
     offset = _ratio(mean_c * cross - square * mean_x, determinant)
+    constant = -_ratio(mean_x, total)
     if kind.scale_range is None:
-        flat = determinant <= 0
-        return scale, torch.where(flat, -_ratio(mean_x, total), offset)
+        return scale, torch.where(determinant <= 0, constant, offset)
     pinned = (offset < 0) | (determinant <= 0)
-    return torch.where(pinned, _ratio(cross, square), scale).clamp_min(0), torch.where(pinned, torch.zeros_like(offset), offset)
+    at_zero = torch.where(square > 0, torch.zeros_like(offset), constant.clamp_min(0))
+    return torch.where(pinned, _ratio(cross, square), scale).clamp_min(0), torch.where(pinned, at_zero, offset)
 
 
 def _refine(state: _State, x: Tensor, w: Tensor, kind: BlockType) -> _State:

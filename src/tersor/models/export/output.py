@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,4 +101,5 @@ def _remove(work: Path) -> None:
     if work.is_dir():
         shutil.rmtree(work, ignore_errors=True)
     else:
-        work.unlink(missing_ok=True)
+        with suppress(OSError):
+            work.unlink()

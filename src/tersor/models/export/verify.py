@@ -56,7 +56,7 @@ def verify_folder(model: Model, folder: Path, rounded: bool) -> dict[str, Any]:
     """
     import transformers
 
-    cls = type(model.module)
+    cls: Any = type(model.module)
     try:
         # The format's library shows progress bars that cannot be switched off otherwise.
         with quiet_transformers(), redirect_stderr(StringIO()):
@@ -95,7 +95,7 @@ def verify_gguf(model: Model, folded: Model, path: Path, rows: list[LayerRow]) -
     tokens = probe_tokens(model)
     wanted, expected = _logits(model.module, tokens), _logits(stored.module, tokens)
     if find_spec("llama_cpp") is None:
-        found, texts = _logits(load_gguf(path).module, tokens), None
+        found, texts = _logits(_read_back(path), tokens), None
         kind, runtime = "float", "transformers, on what tersor reads from the file (llama_cpp is not installed)"
     else:
         found, texts = llama_cpp_outputs(path, tokens, _TEXTS if model.tokenizer is not None else ())
@@ -111,6 +111,14 @@ def verify_gguf(model: Model, folded: Model, path: Path, rows: list[LayerRow]) -
             raise TersorError(f"verification failed: llama.cpp cuts {text!r} into other tokens than the model's tokenizer")
     result = {"runtime": runtime, "tokens": len(tokens), "kl_of_runtime": kl, "kl_to_model": kl_divergence(wanted, found)}
     return result | ({"tokenizer": f"the same tokens for {len(texts)} texts"} if texts else {})
+
+
+def _read_back(path: Path) -> torch.nn.Module:
+    try:
+        return load_gguf(path).module
+    except TersorError as error:
+        mend = "install llama-cpp-python to verify it there, or export without verification"
+        raise TersorError(f"verification failed: tersor cannot load its own file ({first_line(error)}); {mend}") from None
 
 
 def _stored_model(folded: Model, path: Path, rows: list[LayerRow]) -> Model:
