@@ -42,7 +42,9 @@ def test_help_and_version_need_no_torch():
     assert " torch\n" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [("frobnicate",), ("compress",), ("compress", "m", "-o", "x", "--bits", "three")], ids=["command", "missing", "type"])
+@pytest.mark.parametrize(
+    "arguments", [("frobnicate",), ("compress",), ("compress", "m", "-o", "x", "--bits", "three")], ids=["command", "missing", "type"]
+)
 def test_unusable_arguments_exit_with_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2

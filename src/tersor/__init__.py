@@ -20,7 +20,10 @@ _LAZY = {
 }  # fmt: skip
 _ROOMS = ("weights", "kernels", "layerwise", "allocation", "models", "evaluation", "papers", "data")
 
-__all__ = ["CorruptFile", "InvalidArgument", "Level", "LevelDatabase", "Model", "Recipe", "TersorError", "compress", "evaluate", "load", "load_recipe"]
+__all__ = [
+    "CorruptFile", "InvalidArgument", "Level", "LevelDatabase", "Model", "Recipe", "TersorError", "compress", "evaluate", "load",
+    "load_recipe",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

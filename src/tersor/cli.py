@@ -12,8 +12,8 @@ import typer
 from tersor.errors import InvalidArgument, TersorError
 
 app = typer.Typer(
-    name="tersor", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make models smaller, and say honestly what that cost.",
+    name="tersor", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]}, help="Make models smaller, and say honestly what that cost.",
 )  # fmt: skip
 
 ModelArgument = Annotated[str, typer.Argument(help="A folder, a .gguf file, a name such as smollm2-135m, or a hub id.", show_default=False)]
@@ -55,14 +55,14 @@ def compress(
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; the other flags change its values.")] = None,
     method: Annotated[str | None, typer.Option(help="One method everywhere; see 'tersor methods'.")] = None,
     bits: Annotated[int | None, typer.Option(help="Bits a weight, for methods that quantise.")] = None,
-    group_size: Annotated[int | None, typer.Option(help="Weights that share a scale; must divide the layer's input width. -1: whole rows.")] = None,
+    group_size: Annotated[int | None, typer.Option(help="Weights that share a scale; divides the layer's inputs. -1: whole rows.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Fraction of weights to remove, for methods that prune.")] = None,
     size: Annotated[str | None, typer.Option(help="Size of the tensor file, never exceeded: 60MB, 45MiB, 3.2bpw.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Size as a fraction of the 16-bit model.")] = None,
     search: Annotated[str | None, typer.Option(help="evopress, knapsack, greedy, random or uniform.")] = None,
-    calibration: Annotated[str | None, typer.Option(help="Text to fit on: a file, a known name, or auto (the model writes its own).")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Text to fit on: a file, a name, or auto (the model writes it).")] = None,
     evaluation: Annotated[str | None, typer.Option(help="Text for the reported numbers; never the calibration text.")] = None,
-    target: Annotated[str | None, typer.Option(help="Format to export to afterwards: native, gguf, compressed-tensors, safetensors.")] = None,
+    target: Annotated[str | None, typer.Option(help="Format to export to later: gguf, compressed-tensors, safetensors.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling and search.")] = None,
     on: Annotated[str | None, typer.Option(help="ray, or ray://host:port, to spread the work.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away the state of an earlier run in the folder.")] = False,
@@ -80,7 +80,8 @@ def compress(
     with bars() as progress:
         small = run(model, job, output=output, on=on, restart=restart, progress=progress)
     report = small.report
-    _print(f"{report.table()}\n\nwritten to {output}; next: tersor export {output} --format gguf -o {output}.gguf", as_json, report.to_dict())
+    following = f"written to {output}; next: tersor export {output} --format gguf -o {output}.gguf"
+    _print(f"{report.table()}\n\n{following}", as_json, report.to_dict())
 
 
 @app.command("eval")
@@ -171,7 +172,10 @@ def methods(as_json: JsonOption = False) -> None:
     from tersor.layerwise import METHODS
 
     rows = [{"name": m.name, "needs": m.needs, "makes": m.makes, "options": list(m.options), "paper": m.paper} for m in METHODS.values()]
-    lines = [f"{row['name']:<14} needs {row['needs']:<9} makes {row['makes']:<12} {row['paper']}\n{'':<14} {', '.join(row['options'])}" for row in rows]
+    lines = []
+    for row in rows:
+        lines.append(f"{row['name']:<14} needs {row['needs']:<9} makes {row['makes']:<12} {row['paper']}")
+        lines.append(f"{'':<14} {', '.join(row['options'])}")
     _print("\n".join(lines), as_json, rows)
 
 

@@ -83,7 +83,8 @@ def test_calibration_held_out_and_search_windows_are_disjoint(stories, recipe, t
 
 
 def test_depth_search_drops_whole_sublayers(stories, small_recipe):
-    recipe = small_recipe(levels=[{"method": "keep"}, {"method": "drop"}], embeddings=[], budget="400KB", fused="sublayer", propagate="dense")
+    levels = [{"method": "keep"}, {"method": "drop"}]
+    recipe = small_recipe(levels=levels, embeddings=[], budget="400KB", fused="sublayer", propagate="dense")
     small = tersor.compress(stories, recipe)
     dropped = {name for name, weight in small.weights().items() if weight.kind == "zero"}
     assert dropped

@@ -17,7 +17,11 @@ def test_the_same_job_resumes(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"model": "other"}, "model"), ({"recipe": {"budget": "50MB", "search": {"seed": 0}}}, "budget"), ({"recipe": {"budget": "60MB", "search": {"seed": 1}}}, "search.seed")],
+    [
+        ({"model": "other"}, "model"),
+        ({"recipe": {"budget": "50MB", "search": {"seed": 0}}}, "budget"),
+        ({"recipe": {"budget": "60MB", "search": {"seed": 1}}}, "search.seed"),
+    ],
     ids=["model", "budget", "seed"],
 )
 def test_a_changed_input_is_refused_and_named(tmp_path, change, named):

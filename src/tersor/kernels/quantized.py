@@ -31,7 +31,7 @@ _MAX_ROWS = {torch.float32: 16, torch.bfloat16: 8}
 # Codes that share a 32-bit lane of the kernel, by bits.
 _LANE = {bits: 8 if bits <= 4 else 4 for bits in range(1, 9)}
 # Bits of an activation in fixed point where codes are multiplied as bytes; with these a sum of products never overflows.
-_BYTE_DIGITS = {2: 22, 4: 22, 8: 20}
+_BYTE_DIGITS = {1: 22, 2: 22, 4: 22, 8: 20}
 # Packed rows that are read together.
 _TILE_ROWS = 4
 # Codes below which a second thread costs more than it saves.

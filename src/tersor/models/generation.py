@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tersor.errors import InvalidArgument
 from tersor.models.model import Model
 
-
 _RUN = 256  # tokens of the vocabulary whose probabilities are added up first when one is drawn
 
 

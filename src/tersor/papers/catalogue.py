@@ -15,7 +15,7 @@ squeeze3d | Squeeze3D: Your 3D Generation Model is Secretly an Extreme Neural Co
 attention-io | The I/O Complexity of Attention, or How Optimal is Flash Attention? | Saha, Ye, 2024
 econtrol | EControl: Fast Distributed Optimization with Compression and Error Control | Gao, Islamov, Stich, 2024
 mec-b | Minimum Entropy Coupling with Bottleneck | Ebrahimi, Chen, Khisti, 2024
-lgreco | L-GreCo: Layerwise-Adaptive Gradient Compression for Efficient and Accurate Deep Learning | Markov, Alimohammadi, Frantar, Alistarh, 2024
+lgreco | L-GreCo: Layerwise-Adaptive Gradient Compression for Efficient and Accurate Deep Learning | Markov et al., 2024
 gradual-pruning | To prune, or not to prune: exploring the efficacy of pruning for model compression | Zhu, Gupta, 2017
 trained-rank-pruning | Trained Rank Pruning for Efficient Deep Neural Networks | Xu et al., 2018
 feature-mimicking | Unified Low-rank Compression Framework for Click-through Rate Prediction | Yu et al., 2024
@@ -32,7 +32,7 @@ gear | GEAR: An Efficient KV Cache Compression Recipe for Near-Lossless Generati
 lord | LoRD: Low Rank Decomposition of Monolingual Code LLMs for One-Shot Compression | Kaushal, Vaidhya, Rish, 2023
 vqgan-codec | Extreme Image Compression using Fine-tuned VQGANs | Mao et al., 2024
 walloc | Learned Compression for Compressed Learning | Jacobellis, Yadwadkar, 2024
-tensor-attention | How to Capture Higher-order Correlations? Generalizing Matrix Softmax Attention to Kronecker Computation | Alman, Song, 2024
+tensor-attention | How to Capture Higher-order Correlations? Generalizing Matrix Softmax Attention | Alman, Song, 2024
 compactifai | CompactifAI: Extreme Compression of Large Language Models using Quantum-Inspired Tensor Networks | Tomut et al., 2024
 maestro | Maestro: Uncovering Low-Rank Structures via Trainable Decomposition | Horvath et al., 2024
 cospadi | CoSpaDi: Compressing LLMs via Calibration-Guided Sparse Dictionary Learning | Makhov, Shopkhoev et al., 2025

@@ -45,7 +45,7 @@ class Size:
 
 
 FULL = Size("smollm2-135m", 16, 24576, 16384, 512, "wikitext2.valid", "wikitext2.test", (0,))
-QUICK = Size("stories260k", 4, 8192, 8192, 256, "tinystories", "tinystories.tail", (0, 1, 2))
+QUICK = Size("stories260k", 4, 8192, 4096, 256, "tinystories", "tinystories.tail", (0, 1, 2))
 
 
 def run(quick: bool) -> Result:

@@ -98,7 +98,7 @@ def _searched(model: Any, setting: Setting, size: Size, folder: Path) -> Iterato
     yield row("uniform", uniform)
     yield row("knapsack", knapsack.choices)
     for seed in SEEDS:
-        search = Search(generations=size.generations, offspring=size.offspring, stages=size.stages, tokens=size.search, seed=seed, initial="knapsack")
+        search = Search(generations=size.generations, offspring=size.offspring, stages=size.stages, tokens=size.search, seed=seed)
         found = job.search(budget, search, folder / f"search-{seed}.json")
         yield row("evopress", found.choices, seed, found.evaluations)
 

@@ -71,11 +71,13 @@ class Reproduction:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written to ``benchmarks/results/papers``."""
         result = asdict(self.result)
-        return {"key": self.key, "claim": self.claim, **result, "command": self.command, "seconds": round(self.seconds, 1), "versions": self.versions}
+        how = {"command": self.command, "seconds": round(self.seconds, 1), "versions": self.versions}
+        return {"key": self.key, "claim": self.claim, **result, **how}
 
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "does not hold"
-        lines = [self.claim, "", table(self.result.rows), "", f"baseline: {self.result.baseline}; margin {self.result.margin:.4g}; the claim {verdict} here"]
+        summary = f"baseline: {self.result.baseline}; margin {self.result.margin:.4g}; the claim {verdict} here"
+        lines = [self.claim, "", table(self.result.rows), "", summary]
         return "\n".join([*lines, *self.result.notes])
 
 

@@ -63,7 +63,7 @@ class Menu:
             InvalidArgument: If even the cheapest levels do not fit; the message names the smallest reachable size.
         """
         units = tuple(
-            Unit(name, costs, tuple(level.error if level.held_out_error is None else level.held_out_error for level in menu), size, fused.get(name))
+            Unit(name, costs, tuple(map(_judged_error, menu)), size, fused.get(name))
             for name, menu, costs, size in zip(self.layers, self.levels, self.costs, self.sizes, strict=True)
         )
         unbounded = Problem(units, sum(max(costs) for costs in self.costs))
@@ -74,6 +74,10 @@ class Menu:
                 "raise the budget or add smaller levels"
             )
         return Problem(units, budget - self.fixed)
+
+
+def _judged_error(level: Level) -> float:
+    return level.error if level.held_out_error is None else level.held_out_error
 
 
 def fused_groups(layers: tuple[str, ...], shared_inputs: dict[str, int], fusion: str, block_prefix: str) -> dict[str, str]:

@@ -166,7 +166,7 @@ def fast_dtype() -> torch.dtype:
 def with_group_size(choice: LevelChoice, in_features: int) -> LevelChoice:
     """``choice`` with a group size that divides the layer, where its method takes one and the user named none.
 
-    The largest multiple of 8 up to :data:`GROUP_SIZE`, since scales of smaller groups cost more than they gain; whole rows if there is none.
+    The largest multiple of 8 up to :data:`GROUP_SIZE`, since scales of smaller groups cost more than they gain; else whole rows.
     """
     method, options = choice
     if "group_size" not in find_method(method).options or "group_size" in options:

@@ -60,9 +60,8 @@ def job_recipe(path: Path | None, **flags: Any) -> Recipe:
         data["budget"] = budget
     if flags["target"] is not None:
         data["target"] = flags["target"]
-    sections = {"search": ("method", flags["search"]), "calibration": ("text", flags["calibration"]), "evaluation": ("text", flags["evaluation"])}
-    for section, (key, value) in sections.items():
-        if value is not None:
+    for section, key in (("search", "method"), ("calibration", "text"), ("evaluation", "text")):
+        if (value := flags[section]) is not None:
             data[section] = {**data.get(section, {}), key: value}
     if flags["seed"] is not None:
         for section in ("search", "calibration"):

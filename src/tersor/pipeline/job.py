@@ -166,7 +166,7 @@ class Job:
         judge = self.__dict__.get("judge")
         if judge is None:
             return {}
-        return {"evaluations": judge.evaluations, "tokens_judged": judge.tokens_judged, "blocks_run": judge.blocks_run, "blocks_skipped": judge.blocks_skipped}
+        return {name: getattr(judge, name) for name in ("evaluations", "tokens_judged", "blocks_run", "blocks_skipped")}
 
     def uniform(self, budget: int) -> Choices:
         """The same level everywhere: the largest that fits ``budget``."""

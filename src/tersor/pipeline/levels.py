@@ -103,8 +103,9 @@ class LevelDatabase:
     def header_bytes(self, layer: str, index: int, digits: int) -> int:
         """Bytes that a level takes in the header of a safetensors file whose offsets have up to ``digits`` digits."""
         prefix = f"{index}/"
+        offsets = [10**digits - 1] * 2
         entries = {
-            f"{layer}.weight.{name.removeprefix(prefix)}": {"dtype": tensor["dtype"], "shape": tensor["shape"], "data_offsets": [10**digits - 1] * 2}
+            f"{layer}.weight.{name.removeprefix(prefix)}": {"dtype": tensor["dtype"], "shape": tensor["shape"], "data_offsets": offsets}
             for name, tensor in self._header(layer)[1].items()
             if name.startswith(prefix)
         }

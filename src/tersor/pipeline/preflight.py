@@ -97,7 +97,8 @@ def preflight(model: Model, plan: Plan, recipe: Recipe, budget: int | None, outp
             "raise the budget or add smaller levels"
         )
     levels_bytes = sum(map(sum, table.values()))
-    result = Preflight(_memory(model, plan, recipe), levels_bytes + _teacher_bytes(model, recipe) + largest, _seconds(model, plan, recipe), smallest, largest, budget)
+    disk = levels_bytes + _teacher_bytes(model, recipe) + largest
+    result = Preflight(_memory(model, plan, recipe), disk, _seconds(model, plan, recipe), smallest, largest, budget)
     _check_room(result, output)
     return result
 
@@ -129,7 +130,8 @@ def _seconds(model: Model, plan: Plan, recipe: Recipe) -> float:
     judged = 0.0
     if recipe.budget is not None and recipe.search.method == "evopress":
         candidates = [recipe.search.offspring, *(survivors for survivors, _ in recipe.search.stages)]
-        judged = recipe.search.generations * sum((n / 2 + 1) * tokens for n, (_, tokens) in zip(candidates, recipe.search.stages, strict=False))
+        stages = zip(candidates, recipe.search.stages, strict=False)
+        judged = recipe.search.generations * sum((n / 2 + 1) * tokens for n, (_, tokens) in stages)
     solved = sum(1e-9 * model.shape(name)[1] * len(choices) * model.shape(name)[0] * 40 for name, choices in plan.choices.items() if fit)
     return per_token * (walked + judged + 3 * recipe.evaluation.tokens) + solved
 

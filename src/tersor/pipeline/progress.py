@@ -83,7 +83,10 @@ def bars() -> Iterator[Progress]:
     if not console.is_terminal:
         yield _Lines(sys.stderr)
         return
-    columns: list[Any] = [TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+    columns: list[Any] = [
+        TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]  # fmt: skip
     with RichProgress(*columns, console=console) as rich:
         yield _Bars(rich)
 

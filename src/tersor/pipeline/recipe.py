@@ -178,7 +178,8 @@ class Recipe(_Strict):
         """Whether any level is fitted to calibration inputs."""
         from tersor.layerwise import find_method
 
-        return any(find_method(method).needs != "nothing" for method, _ in self.expanded() + self.expanded("embeddings"))
+        pairs = self.expanded() + self.expanded("embeddings")
+        return any(find_method(method).needs != "nothing" or options.get("clip") == "hessian" for method, options in pairs)
 
 
 def parse_recipe(data: dict[str, Any], where: str = "the recipe") -> Recipe:

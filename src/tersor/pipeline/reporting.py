@@ -43,9 +43,10 @@ def make_report(job: Job, found: Allocation, small: Model, clock: Timed) -> RunR
         clock.advance(note=name)
     layers = _layers(job, found.choices)
     return RunReport(
-        model=job.model.name, created=datetime.now(UTC).isoformat(timespec="seconds"), command=" ".join(["tersor", *sys.argv[1:]]), versions=_versions(),
-        budget=job.budget, texts=job.texts.sources, rows=rows, layers=layers, search=[dict(row) for row in found.history],
-        warnings=_warnings(job, layers, rows), seconds={name: round(spent, 1) for name, spent in clock.finish().items()},
+        model=job.model.name, created=datetime.now(UTC).isoformat(timespec="seconds"), command=" ".join(["tersor", *sys.argv[1:]]),
+        versions=_versions(), budget=job.budget, texts=job.texts.sources, rows=rows, layers=layers, search=[dict(row) for row in found.history],
+        warnings=_warnings(job, layers, rows),
+        seconds={name: round(spent, 1) for name, spent in clock.finish().items()},
         predicted=job.preflight.to_dict(), counters=job.counters,
     )  # fmt: skip
 
@@ -67,9 +68,9 @@ def _layers(job: Job, choices: Choices) -> list[LayerRow]:
     rows = []
     for name, levels, size, index in zip(job.menu.layers, job.menu.levels, job.menu.sizes, choices, strict=True):
         level = levels[index]
-        inside = name.startswith(f"{blocks}.")
+        block = int(name.removeprefix(f"{blocks}.").split(".")[0]) if name.startswith(f"{blocks}.") else None
         rows.append(LayerRow(
-            name, int(name.removeprefix(f"{blocks}.").split(".")[0]) if inside else None, name.rsplit(".", 1)[-1], level.method, level.options,
+            name, block, name.rsplit(".", 1)[-1], level.method, level.options,
             8 * level.nbytes / size, level.nbytes, level.error, level.held_out_error, level.report.get("damping"), tokens,
         ))  # fmt: skip
     return rows
@@ -79,10 +80,11 @@ def _warnings(job: Job, layers: list[LayerRow], rows: list[ReportRow]) -> list[s
     warnings = [str(pair) for pair in disagreement(rows)]
     damped = [row.name for row in layers if row.damping is not None and row.damping > MUCH_DAMPING]
     if damped:
-        warnings.append(f"{len(damped)} layers needed more than {MUCH_DAMPING} damping, the first is {damped[0]}; more calibration text may help")
+        warnings.append(f"{len(damped)} layers needed more than {MUCH_DAMPING} damping, {damped[0]} first; more calibration text may help")
     widest = max((job.model.shape(row.name)[1] for row in layers if row.tokens), default=0)
     if layers and widest and layers[0].tokens < FEW_TOKENS * widest:
-        warnings.append(f"{layers[0].tokens} calibration tokens are few for layers of {widest} inputs; {FEW_TOKENS * widest} or more would be better")
+        wanted = FEW_TOKENS * widest
+        warnings.append(f"{layers[0].tokens} calibration tokens are few for layers of {widest} inputs; {wanted} or more would be better")
     return warnings
 
 

@@ -83,7 +83,7 @@ class RunDirectory:
         if changed:
             details = "; ".join(f"{key}: {_first_difference(before.get(key), now.get(key))}" for key in changed)
             raise InvalidArgument(
-                f"the run in {self.output} was started with other inputs ({details}); use a new folder, or --restart to throw its state away"
+                f"the run in {self.output} was started with other inputs ({details}); use a new folder, or --restart to discard its state"
             )
 
     def clean(self) -> None:

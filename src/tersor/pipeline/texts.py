@@ -93,7 +93,8 @@ def _windows(model: Model, text: str, count: int, context: int, what: str, seed:
     tokens = model.encode(text)
     available = len(tokens) // context
     if available < count:
-        raise InvalidArgument(f"the {what} has {len(tokens)} tokens but {count * context} are needed; give more text or ask for fewer tokens")
+        needed = count * context
+        raise InvalidArgument(f"the {what} has {len(tokens)} tokens but {needed} are needed; give more text or ask for fewer tokens")
     windows = tokens[: available * context].reshape(available, context)
     if seed is None:
         return windows[:count]

@@ -94,7 +94,8 @@ class RayFitness:
         self._ray = ray
         self._local = local
         count = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        shared = ray.put((model, local.database.folder, local.layers, local.tokens, local.teacher.path, local.dtype, local.teacher.negative_entropy))
+        teacher = local.teacher
+        shared = ray.put((model, local.database.folder, local.layers, local.tokens, teacher.path, local.dtype, teacher.negative_entropy))
         actor = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES)(_Judge)
         self._judges = [actor.remote(shared, torch.get_num_threads()) for _ in range(count)]
 
