@@ -101,9 +101,9 @@ def variants(job: Any, folder: Path) -> dict[str, Any]:
     """Every measure by name; all share the original's recorded predictions where they use them."""
     import torch
 
+    from tersor.pipeline.calibrate import fast_dtype
     from tersor.pipeline.fitness import KLFitness
-    from tersor.pipeline.job import search_dtype
-
+    
     def judge(dtype: torch.dtype, reuse: bool) -> KLFitness:
         teacher = folder / f"teacher-{dtype}.npy".replace("torch.", "")
         known = recorded.get(dtype, teacher)
@@ -112,7 +112,7 @@ def variants(job: Any, folder: Path) -> dict[str, Any]:
         return made
 
     recorded: dict[torch.dtype, Any] = {}
-    fast = search_dtype()
+    fast = fast_dtype()
     found: dict[str, Any] = {}
     for dtype in dict.fromkeys((fast, torch.float32)):
         name = str(dtype).removeprefix("torch.")

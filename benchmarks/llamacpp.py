@@ -106,7 +106,7 @@ def importance(model: Any, tokens: Any) -> dict[str, Any]:
     from tersor.models.export.gguf_architecture import architecture_of, tensor_names
 
     names = tensor_names(model, architecture_of(model))
-    found = {}
+    found: dict[str, Any] = {}
     for step in BlockWalk(model, tokens):
         found |= {names[f"{name}.weight"]: stats.mean_square.float().numpy() for name, stats in step.stats.items()}
     return found

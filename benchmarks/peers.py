@@ -16,7 +16,7 @@ from typing import Any
 import common
 import comparing
 
-PEER = "llm-compressor"
+OURS, PEER, FASTER_PEER = "tersor", "llm-compressor, float32", "llm-compressor, bfloat16"
 
 
 FULL = comparing.Setting("smollm2-135m", "wikitext2.valid", "wikitext2.test", 24576, 512, 32768)
@@ -59,8 +59,8 @@ def run_ours(contest: Contest, method: str, options: dict[str, Any], output: Pat
     return common.run_job("jobs/compress.py", request, threads=contest.threads)
 
 
-def run_peer(contest: Contest, method: str, options: dict[str, Any], output: Path) -> common.Finished:
-    """The job in llm-compressor."""
+def run_peer(contest: Contest, method: str, options: dict[str, Any], output: Path, dtype: str) -> common.Finished:
+    """The job in llm-compressor, the model loaded in ``dtype``."""
     material = contest.material
     request = {
         "model": str(material.dense),
@@ -69,6 +69,7 @@ def run_peer(contest: Contest, method: str, options: dict[str, Any], output: Pat
         "options": options,
         "output": str(output),
         "batch_size": 8,  # as ours
+        "dtype": dtype,
     }
     return common.run_job("peer_scripts/llmcompressor_job.py", request, threads=contest.threads, python=contest.python)
 
@@ -86,20 +87,24 @@ def compare(contest: Contest, title: str, method: str, options: dict[str, Any]) 
     from tersor.models import load
 
     contest.session.say(title)
-    outputs: dict[str, list[Path]] = {"tersor": [], PEER: []}
+    outputs: dict[str, list[Path]] = {OURS: [], PEER: [], FASTER_PEER: []}
 
     def run(tool: str) -> common.Finished:
-        outputs[tool].append(contest.folder / f"{method}-{tool}-{len(outputs[tool])}")
-        return (run_ours if tool == "tersor" else run_peer)(contest, method, options, outputs[tool][-1])
+        output = contest.folder / f"{method}-{list(outputs).index(tool)}-{len(outputs[tool])}"
+        outputs[tool].append(output)
+        if tool == OURS:
+            return run_ours(contest, method, options, output)
+        return run_peer(contest, method, options, output, tool.rpartition(" ")[2])
 
     runs = common.interleaved(contest.session.repeats, {tool: partial(run, tool) for tool in outputs})
     contest.session.peer_versions(runs[PEER][0].reply["versions"])
-    models = {"tersor": load(outputs["tersor"][0]), PEER: read_peer(contest, outputs[PEER][0])}
+    models = {tool: load(made[0]) if tool == OURS else read_peer(contest, made[0]) for tool, made in outputs.items()}
     material = contest.material
     measured = {tool: comparing.judged(model, material.original, material.evaluation) for tool, model in models.items()}
     rows = {tool: _row(title, tool, measured[tool], runs[tool]) for tool in measured}
     contest.session.rows += rows.values()
-    _conclude(contest.session, title, rows, measured)
+    for peer in (PEER, FASTER_PEER):
+        _conclude(contest.session, title, peer, rows, measured)
 
 
 def _row(title: str, tool: str, measured: Any, runs: list[common.Finished]) -> common.Row:
@@ -111,25 +116,27 @@ def _row(title: str, tool: str, measured: Any, runs: list[common.Finished]) -> c
     }  # fmt: skip
 
 
-def _conclude(session: common.Session, title: str, rows: dict[str, common.Row], measured: dict[str, Any]) -> None:
+def _conclude(session: common.Session, title: str, peer: str, rows: dict[str, common.Row], measured: dict[str, Any]) -> None:
     from tersor.evaluation import difference
 
-    ratio = {key: rows["tersor"][key] / rows[PEER][key] for key in ("perplexity", "seconds", "peak_mb")}
-    gap = difference(measured["tersor"], measured[PEER], "nll")
+    ratio = {key: rows[OURS][key] / rows[peer][key] for key in ("perplexity", "seconds", "peak_mb")}
+    gap = difference(measured[OURS], measured[peer], "nll")
     # Two standard errors of the paired difference: within them one is not worse than the other.
     allowed = 2 * (gap.stderr or 0.0)
     session.claims += [
-        common.Claim(f"{title}: log-perplexity minus that of {PEER} (perplexity ratio {ratio['perplexity']:.4f})", gap.value, allowed),
-        common.Claim(f"{title}: wall time relative to {PEER}", ratio["seconds"], 0.5),
-        common.Claim(f"{title}: peak memory relative to {PEER}", ratio["peak_mb"], 0.5),
+        common.Claim(f"{title}: log-perplexity minus that of {peer} (perplexity ratio {ratio['perplexity']:.4f})", gap.value, allowed),
+        common.Claim(f"{title}: wall time relative to {peer}", ratio["seconds"], 0.5),
+        common.Claim(f"{title}: peak memory relative to {peer}", ratio["peak_mb"], 0.5),
     ]
 
 
 NOTES = (
     "seconds and peak_mb are of the whole process, from start to exit: imports, loading and saving included; work_seconds are compression "
     "and saving",
-    "embeddings and the tied head stay dense in both; both fit each block on the outputs of compressed blocks and damp the Hessian by 1 % "
-    "of its mean diagonal; both run batches of 8 windows and compute in float32",
+    "embeddings and the tied head stay dense in both; both fit each block on the outputs of compressed blocks, damp the Hessian by 1 % of "
+    "its mean diagonal and run batches of 8 windows",
+    "tersor keeps weights in float32 and runs the calibration forward passes in bfloat16 where the processor multiplies it, float32 elsewhere; "
+    "the peer runs in the type that its model was loaded in, so it is shown in both. In bfloat16 it also rounds the weights that it starts from",
     "AWQ differs: tersor stores an inverse scale with every layer (16 bits an input) and clips; the peer folds the scale into the norm or "
     "projection before, and skips v to o under grouped-query attention. As released, its AWQ pins memory and so needs an accelerator; that "
     "call is switched off here",

@@ -34,6 +34,7 @@ FULL, QUICK = Length(256, 64, 3), Length(64, 8, 1)
 
 def prepare(folder: Path) -> dict[str, tuple[Path, int]]:
     """Write the three forms of the model; path and bytes of the weights file of each."""
+    import torch
     from tersor import compress
     from tersor.models import load
     from tersor.pipeline.recipe import parse_recipe
@@ -44,19 +45,13 @@ def prepare(folder: Path) -> dict[str, tuple[Path, int]]:
     small.save(folder / "native")
     small.export(folder / "model.gguf", format="gguf", verify=False)
     comparing.save_dense(model, folder / "float32")
-    model.copy(_bfloat16()).module.save_pretrained(folder / "bfloat16")
+    model.copy(torch.bfloat16).module.save_pretrained(folder / "bfloat16")
     return {
         OURS: (folder / "native", (folder / "native" / "model.safetensors").stat().st_size),
         FLOAT32: (folder / "float32", (folder / "float32" / "model.safetensors").stat().st_size),
         BFLOAT16: (folder / "bfloat16", (folder / "bfloat16" / "model.safetensors").stat().st_size),
         PEER: (folder / "model.gguf", (folder / "model.gguf").stat().st_size),
     }
-
-
-def _bfloat16() -> Any:
-    import torch
-
-    return torch.bfloat16
 
 
 def timing(name: str, source: Path, threads: int, length: Length, python: str) -> common.Finished:

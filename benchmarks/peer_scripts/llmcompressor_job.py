@@ -59,7 +59,7 @@ def main(request: dict) -> dict:
     from transformers import AutoModelForCausalLM
 
     moments.append(time.perf_counter())
-    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=getattr(torch, request["dtype"]))
     moments.append(time.perf_counter())
     tokens = load_file(request["tokens"])["calibration"]
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in tokens.tolist()]

@@ -6,11 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.nn import functional as F
 
 from tersor.errors import CorruptFile, InvalidArgument
-from tersor.weights import ResidualStack, SignBlock, residual_stack, weight_from_config
+from tersor.weights import ResidualStack, SignBlock, weight_from_config
 
 
 def block(random: torch.Generator, shape: tuple[int, int], rank: int) -> SignBlock:
@@ -66,23 +64,6 @@ def test_dropping_and_adding_a_block_is_exact(random: torch.Generator):
         weight.push(own)
     assert torch.equal(weight.dense(), before)
     assert torch.equal(weight(x), output)
-
-
-def test_large_weights_are_multiplied_tile_by_tile(random: torch.Generator, monkeypatch: pytest.MonkeyPatch):
-    weight = stack(random, 2, (50, 20))
-    x, dense = torch.randn(3, 20, generator=random), weight.dense()
-    monkeypatch.setattr(residual_stack, "_TILE", 20 * 7)
-    seen: list[int] = []
-    values = ResidualStack._values
-
-    def watched(self: ResidualStack, rows: slice) -> Tensor:
-        part = values(self, rows)
-        seen.append(part.shape[0])
-        return part
-
-    monkeypatch.setattr(ResidualStack, "_values", watched)
-    torch.testing.assert_close(weight(x), F.linear(x, dense), rtol=1e-5, atol=1e-5)
-    assert seen == [7] * 7 + [1]
 
 
 def test_a_huge_stack_is_refused_before_it_is_allocated():

@@ -19,7 +19,7 @@ from numba import carray, njit
 from numba.core.registry import cpu_target
 
 from tersor.kernels import _simd as simd
-from tersor.kernels._compiling import FIRST, LAST, SALT, compile_body, compile_entry, launch, share
+from tersor.kernels._compiling import FIRST, LAST, compile_body, compile_entry, launch, share
 from tersor.kernels._llvm import has
 from tersor.kernels._rows import BFLOAT16, FLOAT16, guarded, write_row, write_totals
 
@@ -28,6 +28,7 @@ SYMMETRIC, ASYMMETRIC, FLOAT_MIN = range(3)
 # Slots of the argument block that the threads of a team share, after those of `launch`.
 CODES, SCALE, SCALE_KIND, ZERO, SCHEME, Y, Y_KIND, M, N, K, GROUP, GROUPS, CHUNKS, LAID, SUMS, INDEX, BASE, FIXED, UNITS = range(4, 23)
 SLOTS = 23
+AHEAD = 4096
 
 
 @njit(inline="always")
@@ -117,10 +118,7 @@ def product_body(bits: int, rows: int, batch: int) -> Any:
 
     Even for one row of x several packed rows go together, because loads of x, not arithmetic, would bound a single one.
     """
-    salt = SALT
-
     def body(data: int) -> None:
-        salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
         table, width = 8 * (a[GROUPS] + 16), (a[K] * bits + 7) >> 3
@@ -140,7 +138,7 @@ def product_body(bits: int, rows: int, batch: int) -> Any:
                 write_totals(a[Y], a[Y_KIND], a[M], a[N], m, n, rows if step else 1, batch, totals)
         room[0] = 0  # numba frees an array after its last use by name
 
-    return compile_body(body)
+    return compile_body(body, "product_body", bits, rows, batch)
 
 
 @njit
@@ -179,6 +177,8 @@ def _byte_products(a: Any, m: int, row: int, step: int, end: int, bits: int, row
     for c in range(chunks):
         if c == chunks - 1:
             row, step = guarded(row, step, rows, 64, end, spare)
+        for i in range(rows):
+            simd.prefetch(row + i * step + AHEAD)
         words = simd.load_words(row, step, rows)
         partial = simd.int_zeros(rows, 1)
         for digit in range(3):
@@ -204,10 +204,7 @@ def has_byte_products() -> bool:
 @cache
 def byte_body(bits: int, rows: int) -> Any:
     """The C function of :func:`_byte_products`, one row of x at a time."""
-    salt = SALT
-
     def body(data: int) -> None:
-        salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
         table, width = 8 * (a[GROUPS] + 16), (a[K] * bits + 7) >> 3
@@ -225,16 +222,13 @@ def byte_body(bits: int, rows: int) -> Any:
                 write_totals(a[Y], a[Y_KIND], a[M], a[N], m, n, rows if step else 1, 1, totals)
         room[0] = 0  # numba frees an array after its last use by name
 
-    return compile_body(body)
+    return compile_body(body, "byte_body", bits, rows)
 
 
 @cache
 def dequantise_body(bits: int, bfloat: bool) -> Any:
     """The C function that writes its share of the rows as float32 or bfloat16, in order."""
-    salt = SALT
-
     def body(data: int) -> None:
-        salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
         k, group, table, width = a[K], a[GROUP], 4 * (a[GROUPS] + 16), (a[K] * bits + 7) >> 3
@@ -263,7 +257,7 @@ def dequantise_body(bits: int, bfloat: bool) -> Any:
                 _write_groups(a, scales, offsets, codes, y)
         room[0] = 0  # numba frees an array after its last use by name
 
-    return compile_body(body)
+    return compile_body(body, "dequantise_body", bits, bfloat)
 
 
 @njit
@@ -289,13 +283,10 @@ def _describe(
 @cache
 def product_entry() -> Any:
     """What Python calls for a product: lay the activations out, in fixed point of ``digits`` bits if that is not 0, then start the team."""
-    salt = SALT
-
     def entry(
         codes: int, scale: int, scale_kind: int, zero: int, scheme: int, y: int, kind: int, n: int, k: int, group: int, x: int, m: int,
         per_lane: int, digits: int, rows: int, batch: int, body: int, launcher: int, thread: int, team: int, threads: int,
     ) -> None:
-        salt  # noqa: B018
         chunks = (k + 16 * per_lane - 1) // (16 * per_lane)
         blocks = (m + batch - 1) // batch * batch * chunks
         data = np.empty(SLOTS, np.int64)
@@ -315,23 +306,20 @@ def product_entry() -> Any:
         launch(body, np.int64(data.ctypes.data), launcher, thread, team, threads)
         data[0] = scratch[0] = 0  # numba frees an array after its last use by name
 
-    return compile_entry(21)(entry)
+    return compile_entry(entry, "product_entry", 21)
 
 
 @cache
 def dequantise_entry() -> Any:
     """What Python calls to write the rows ``first`` to ``last``."""
-    salt = SALT
-
     def entry(
         codes: int, scale: int, scale_kind: int, zero: int, scheme: int, y: int, kind: int, n: int, k: int, group: int, first: int,
         last: int, body: int, launcher: int, thread: int, team: int, threads: int,
     ) -> None:
-        salt  # noqa: B018
         data = np.empty(SLOTS, np.int64)
         _describe(data, codes, scale, scale_kind, zero, scheme, y, kind, n, k, group)
         data[FIRST], data[LAST] = first, last
         launch(body, np.int64(data.ctypes.data), launcher, thread, team, threads)
         data[0] = 0  # numba frees an array after its last use by name
 
-    return compile_entry(17)(entry)
+    return compile_entry(entry, "dequantise_entry", 17)

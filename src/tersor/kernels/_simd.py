@@ -395,6 +395,14 @@ def float_pointer(context: Any, builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, F32.as_pointer())
 
 
+@operation(fixed(types.void))
+def prefetch(context: Any, builder: Any, address: Any) -> None:
+    """Ask for the cache line at ``address``, which need not be readable."""
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, I8.as_pointer()), I32(0), I32(3), I32(1)])
+
+
 @operation(fixed(types.int64))
 def call_number(context: Any, builder: Any, function: Any) -> Any:
     """Call the C function ``int f(void)``."""

@@ -13,7 +13,7 @@ import numpy as np
 from numba import carray, njit
 
 from tersor.kernels import _simd as simd
-from tersor.kernels._compiling import FIRST, LAST, SALT, compile_body, compile_entry, launch, share
+from tersor.kernels._compiling import FIRST, LAST, compile_body, compile_entry, launch, share
 from tersor.kernels._rows import BFLOAT16, FLOAT16, FLOAT32, guarded, write_row, write_totals
 
 # Slots of the argument block that the threads of a team share, after those of `launch`. WHERE holds bits, pattern numbers or columns.
@@ -142,10 +142,7 @@ def _bit_product(a: Any, words: int, values: int, m: int, kind: int, batch: int)
 @cache
 def bit_product_body(layout: int, kind: int, batch: int) -> Any:
     """The C function that multiplies rows of a bit map or of patterns, with values of one kind, with ``batch`` rows of x at a time."""
-    salt = SALT
-
     def body(data: int) -> None:
-        salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
         item, words_size = 4 if kind == FLOAT32 else 2, (a[K] >> 3) + 24
@@ -160,16 +157,13 @@ def bit_product_body(layout: int, kind: int, batch: int) -> Any:
                 write_totals(a[Y], a[Y_KIND], a[M], a[N], m, n, 1, batch, totals)
         room[0] = 0  # numba frees an array after its last use by name
 
-    return compile_body(body)
+    return compile_body(body, "bit_product_body", layout, kind, batch)
 
 
 @cache
 def bit_fill_body(layout: int, kind: int) -> Any:
     """The C function that writes rows of a bit map or of patterns densely."""
-    salt = SALT
-
     def body(data: int) -> None:
-        salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
         item, words_size, bfloat = 4 if kind == FLOAT32 else 2, (a[K] >> 3) + 24, a[Y_KIND] == BFLOAT16
@@ -186,7 +180,7 @@ def bit_fill_body(layout: int, kind: int) -> Any:
             write_row(dense, a[Y] + (n - a[FIRST]) * a[K] * (2 if bfloat else 4), a[K], bfloat)
         room[0] = 0  # numba frees an array after its last use by name
 
-    return compile_body(body)
+    return compile_body(body, "bit_fill_body", layout, kind)
 
 
 @njit(inline="always")
@@ -199,10 +193,7 @@ def _read_column(address: int, size: int) -> int:
 @cache
 def column_product_body(size: int, kind: int) -> Any:
     """The C function that multiplies rows of column indices of ``size`` bytes; four sums, because one would wait for itself."""
-    salt = SALT
-
     def body(data: int) -> None:
-        salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
         item = 4 if kind == FLOAT32 else 2
@@ -227,16 +218,13 @@ def column_product_body(size: int, kind: int) -> Any:
                 write_totals(a[Y], a[Y_KIND], a[M], a[N], m, n, 1, 1, spare)
         room[0] = 0  # numba frees an array after its last use by name
 
-    return compile_body(body)
+    return compile_body(body, "column_product_body", size, kind)
 
 
 @cache
 def column_fill_body(size: int, kind: int) -> Any:
     """The C function that writes rows of column indices densely."""
-    salt = SALT
-
     def body(data: int) -> None:
-        salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
         item, bfloat = 4 if kind == FLOAT32 else 2, a[Y_KIND] == BFLOAT16
@@ -250,7 +238,7 @@ def column_fill_body(size: int, kind: int) -> Any:
             write_row(to, a[Y] + (n - a[FIRST]) * a[K] * (2 if bfloat else 4), a[K], bfloat)
         dense[:1] = 0  # numba frees an array after its last use by name
 
-    return compile_body(body)
+    return compile_body(body, "column_fill_body", size, kind)
 
 
 @njit
@@ -267,13 +255,10 @@ def _lay_out(x: int, kind: int, m_total: int, k: int, batch: int, to: int) -> No
 @cache
 def entry() -> Any:
     """What Python calls: to multiply with ``m`` rows of x, or, where m is 0, to write the rows ``first`` to ``last``."""
-    salt = SALT
-
     def run(
         where: int, starts: int, values: int, y: int, kind: int, n: int, k: int, table: int, count: int, of_m: int, x: int, m: int,
         batch: int, first: int, last: int, body: int, launcher: int, thread: int, team: int, threads: int,
     ) -> None:
-        salt  # noqa: B018
         data = np.empty(SLOTS, np.int64)
         scratch = np.zeros(64 + (m + batch - 1) // batch * batch * ((k + 63) >> 6) * 256, np.uint8)
         data[FIRST], data[LAST] = first, last
@@ -284,4 +269,4 @@ def entry() -> Any:
         launch(body, np.int64(data.ctypes.data), launcher, thread, team, threads)
         data[0] = scratch[0] = 0  # numba frees an array after its last use by name
 
-    return compile_entry(20)(run)
+    return compile_entry(run, "sparse_entry", 20)

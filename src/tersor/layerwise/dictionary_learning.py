@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +14,6 @@ Coder = Literal["omp", "ols", "iht"]
 # Gradient steps of a thresholding coder, and conjugate gradient steps on the support after each.
 _THRESHOLDINGS = 12
 _SOLVES = 4
-# Floats of the Gram products that one call of the pursuit works on.
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -105,16 +104,20 @@ def encode(atoms: Tensor, signals: Tensor, n_nonzero: int, coder: Coder = "omp",
         return _threshold(products, gram, n_nonzero, start)
     from tersor.layerwise import _pursuit
 
-    result = torch.zeros_like(products)
-    step = max(_CHUNK // products.shape[1], 1)
-    for start_row in range(0, products.shape[0], step):
-        part = products[start_row : start_row + step].contiguous()
-        chosen = torch.empty(part.shape[0], n_nonzero, dtype=torch.int64)
-        values = torch.empty(part.shape[0], n_nonzero)
-        _pursuit.pursue(part.numpy(), gram.contiguous().numpy(), n_nonzero, coder == "ols", chosen.numpy(), values.numpy())
-        # Places left empty by dependent atoms add a zero to atom 0.
-        result[start_row : start_row + step].scatter_add_(1, chosen.clamp(min=0), values)
-    return result
+    chosen = torch.empty(products.shape[0], n_nonzero, dtype=torch.int64)
+    values = torch.empty(products.shape[0], n_nonzero)
+
+    def pursue(rows: slice) -> None:
+        _pursuit.pursue(products[rows].numpy(), gram.numpy(), n_nonzero, coder == "ols", chosen[rows].numpy(), values[rows].numpy())
+
+    # The compiled loop lets go of the interpreter, and signals are independent.
+    workers = torch.get_num_threads()
+    size = -(-products.shape[0] // workers)
+    parts = [slice(start, start + size) for start in range(0, products.shape[0], size)]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(pursue, parts))
+    # Places left empty by dependent atoms add a zero to atom 0.
+    return torch.zeros(products.shape[0], atoms.shape[0]).scatter_add_(1, chosen.clamp(min=0), values)
 
 
 def solve_support(atoms: Tensor, signals: Tensor, codes: Tensor, steps: int = 32) -> Tensor:

@@ -18,6 +18,8 @@ from tersor.models.model import Model
 # Architectures whose tensors are read here; others go through transformers' own, slower reader.
 _FAST = ("llama", "qwen2", "qwen3", "gpt2")
 _CHUNK = 1 << 17  # bytes of a row given to the decoder; 16 of them and what they decode to stay in cache
+# Values of tokenizer.ggml.pre whose words never hold more than one digit.
+_DIGIT_SPLITTERS = ("smollm", "starcoder", "refact", "command-r")
 # Tables that llama.cpp computes from the configuration and stores beside the weights.
 _DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -109,9 +111,21 @@ def _tokenizer(header: GGUFHeader) -> Any | None:
     cls = PreTrainedTokenizerFast if header.architecture in _FAST else AutoTokenizer
     try:
         with quiet_transformers():
-            return cls.from_pretrained(header.path.parent, gguf_file=header.path.name, local_files_only=True)
+            tokenizer = cls.from_pretrained(header.path.parent, gguf_file=header.path.name, local_files_only=True)
     except Exception as error:
         raise CorruptFile(f"the tokenizer in {header.path} cannot be read: {first_line(error)}") from None
+    if header.metadata.get("tokenizer.ggml.pre") in _DIGIT_SPLITTERS:
+        _split_digits(tokenizer)
+    return tokenizer
+
+
+def _split_digits(tokenizer: Any) -> None:
+    """Give a byte-level tokenizer the first step that transformers drops when it reads a GGUF file: every digit is a word of its own."""
+    from tokenizers.pre_tokenizers import Digits, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    if backend.pre_tokenizer is not None:
+        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
 
 
 def _module(header: GGUFHeader, config: Any) -> Any:
@@ -120,7 +134,7 @@ def _module(header: GGUFHeader, config: Any) -> Any:
         skeleton = cls(config)
     expected = skeleton.state_dict()
     tensors: dict[str, Tensor] = {}
-    names = _names(skeleton, config)
+    names = _names(skeleton, config, header.architecture)
     convert = _converter(header.architecture, config)
     for info in header.tensors:
         target = names.get(info.name)
@@ -141,11 +155,11 @@ def _module(header: GGUFHeader, config: Any) -> Any:
     return module
 
 
-def _names(skeleton: Any, config: Any) -> dict[str, str]:
+def _names(skeleton: Any, config: Any, architecture: str) -> dict[str, str]:
     """Name in a GGUF file -> name in the state dict."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    arch = next(key for key, value in MODEL_ARCH_NAMES.items() if value == config.model_type)
+    arch = next(key for key, value in MODEL_ARCH_NAMES.items() if value == architecture)
     table = get_tensor_name_map(arch, config.num_hidden_layers)
     names: dict[str, str] = {}
     for key in skeleton.state_dict():

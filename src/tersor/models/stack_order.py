@@ -33,26 +33,36 @@ def order_by_fitness(model: Model, fitness: Callable[[Model], float], *, per_byt
     Raises:
         InvalidArgument: If no layer holds a stack, or every measurement at a height is NaN or infinite.
     """
-    work = model.copy()
     full = _stacks(model)
-    stacks = {name: weight.prefix(1) for name, weight in full.items()}
-    for name, weight in stacks.items():
-        work.replace(name, weight)
 
     def gains(height: int) -> dict[str, float]:
-        before = fitness(work) if per_byte else 0.0
-        found = {}
-        for name, weight in _higher(full, height).items():
-            stacks[name].push(list(weight)[height])
-            found[name] = before - fitness(work)
-            stacks[name].pop()
-        for name, weight in _higher(full, height).items():
-            stacks[name].push(list(weight)[height])
+        found = measured_gains(model, fitness, height)
         if not any(math.isfinite(gain) for gain in found.values()):
             raise InvalidArgument(f"the fitness is NaN or infinite for every layer at {height} blocks; use order_by_error instead")
         return found
 
     return _order(full, gains, per_byte)
+
+
+def measured_gains(model: Model, fitness: Callable[[Model], float], height: int) -> dict[str, float]:
+    """By how much the fitness falls when, with every stack at ``height`` blocks, one layer alone gets its next block.
+
+    Args:
+        model: Its layers hold residual stacks; not changed.
+        fitness: Lower is better.
+        height: Blocks that every layer holds before, at least 1; layers without another block above are left out.
+    """
+    full, work = _stacks(model), model.copy()
+    low = {name: weight.prefix(min(height, len(weight))) for name, weight in full.items()}
+    for name, weight in low.items():
+        work.replace(name, weight)
+    before, found = fitness(work), {}
+    for name, weight in full.items():
+        if len(weight) > height:
+            low[name].push(list(weight)[height])
+            found[name] = before - fitness(work)
+            low[name].pop()
+    return found
 
 
 def order_by_error(
@@ -80,7 +90,7 @@ def order_by_error(
     }
 
     def gains(height: int) -> dict[str, float]:
-        return {name: errors[name][height - 1] - errors[name][height] for name in _higher(full, height)}
+        return {name: errors[name][height - 1] - errors[name][height] for name, weight in full.items() if len(weight) > height}
 
     return _order(full, gains, per_byte)
 
@@ -129,10 +139,6 @@ def _stacks(model: Model) -> dict[str, ResidualStack]:
     if not found:
         raise InvalidArgument("no layer of the model holds a residual stack; compress it with the method 'bitstack' first")
     return found
-
-
-def _higher(stacks: Mapping[str, ResidualStack], height: int) -> dict[str, ResidualStack]:
-    return {name: weight for name, weight in stacks.items() if len(weight) > height}
 
 
 def _order(stacks: dict[str, ResidualStack], gains: Callable[[int], dict[str, float]], per_byte: bool) -> list[str]:

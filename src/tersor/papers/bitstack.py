@@ -25,6 +25,8 @@ PAPER = Paper(
 QUANTISED = {f"{method} {bits} bits": (method, {"bits": bits}) for method in ("rtn", "gptq") for bits in (2, 3, 4)}
 # Whole heights at which singular vectors of the same bytes are measured as well.
 HEIGHTS = (2, 4)
+# Heights at which the estimated order is held against the measured one.
+AGREEMENT = (1, 3)
 # A step may raise the divergence by this much, for the noise of a finite text.
 NOISE = 0.01
 
@@ -162,14 +164,9 @@ def _notes(rows: Sequence[Row], rises: Sequence[float]) -> list[str]:
 
 
 def _agreement(model: Any, stacked: Any, order: Sequence[str], search: Tensor) -> str:
-    """How well the estimated order of the second blocks agrees with the measured one."""
-    from tersor.models.stack_order import order_by_fitness
-    from tersor.weights import ResidualStack
+    """How well the estimated order of the next blocks agrees with the measured one, on a useless and on a usable model."""
+    from tersor.models.stack_order import measured_gains
 
-    low = stacked.copy()
-    for name, weight in stacked.weights().items():
-        if isinstance(weight, ResidualStack):
-            low.replace(name, weight.prefix(2))
     with torch.inference_mode():
         teacher = model.module(search, use_cache=False).logits.float().log_softmax(-1)
 
@@ -178,8 +175,12 @@ def _agreement(model: Any, stacked: Any, order: Sequence[str], search: Tensor) -
         log_q = candidate.module(search, use_cache=False).logits.float().log_softmax(-1)
         return float((teacher.exp() * (teacher - log_q)).sum(-1).mean())
 
-    measured = order_by_fitness(low, divergence)
-    n = len(measured)
-    position = {name: index for index, name in enumerate(order[:n])}
-    squared = sum((position[name] - index) ** 2 for index, name in enumerate(measured))
-    return f"estimated and measured order of the second blocks have a rank correlation of {1 - 6 * squared / (n * (n * n - 1)):.2f}"
+    found = []
+    for height in AGREEMENT:
+        gains = measured_gains(stacked, divergence, height)
+        n = len(gains)
+        measured = sorted(gains, key=lambda name: -gains[name])
+        position = {name: index for index, name in enumerate(order[(height - 1) * n : height * n])}
+        squared = sum((position[name] - index) ** 2 for index, name in enumerate(measured))
+        found.append(f"{1 - 6 * squared / (n * (n * n - 1)):.2f} at {height}")
+    return f"rank correlation of the estimated with the measured order, by the height before: {', '.join(found)}"

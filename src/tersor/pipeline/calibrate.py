@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from tersor.errors import InvalidArgument, TersorError
@@ -15,6 +14,7 @@ from tersor.layerwise import find_method
 from tersor.layerwise.stats import LayerStats, layer_error
 from tersor.models import Model
 from tersor.models.blocks import BlockWalk
+from tersor.pipeline.dtypes import fast_dtype
 from tersor.pipeline.levels import Level, LevelDatabase
 from tersor.pipeline.progress import Progress
 from tersor.pipeline.recipe import Recipe
@@ -155,12 +155,6 @@ def _propagate(names: list[str], layers: dict[str, nn.Module], plan: Plan, datab
         undo.append((layer, original))
         set_matrix(layer, database.weight(name, propagated_level(database.levels(name), original.numel(), plan.fraction)).dense())
     return undo
-
-
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where the CPU multiplies it in hardware, else float32: the type for forward passes that only observe or compare."""
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def with_group_size(choice: LevelChoice, in_features: int) -> LevelChoice:

@@ -55,7 +55,7 @@ def job_recipe(path: Path | None, **flags: Any) -> Recipe:
             raise InvalidArgument("say how small: --size 60MB, --ratio 0.25, --method gptq --bits 3, or a --recipe")
         data["levels"] = [default_menu(flags["method"], given, budget is not None)]
         if budget is not None:
-            data["embeddings"] = [{"method": "rtn", "bits": EMBEDDING_BITS, "clip": "mse"}]
+            data["embeddings"] = [{"method": "rtn", "bits": EMBEDDING_BITS, "clip": "hessian"}]
     if budget is not None:
         data["budget"] = budget
     if flags["target"] is not None:

@@ -15,7 +15,8 @@ from tersor.errors import InvalidArgument
 from tersor.models import Model
 from tersor.models.structure import find_blocks
 from tersor.pipeline.allocate import Menu, allocate, assemble, fill_up, fused_groups
-from tersor.pipeline.calibrate import Plan, build_levels, fast_dtype
+from tersor.pipeline.calibrate import Plan, build_levels
+from tersor.pipeline.dtypes import fast_dtype
 from tersor.pipeline.fitness import KLFitness
 from tersor.pipeline.levels import LevelDatabase
 from tersor.pipeline.preflight import Preflight, preflight

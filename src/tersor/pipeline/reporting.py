@@ -43,12 +43,20 @@ def make_report(job: Job, found: Allocation, small: Model, clock: Timed) -> RunR
         clock.advance(note=name)
     layers = _layers(job, found.choices)
     return RunReport(
-        model=job.model.name, created=datetime.now(UTC).isoformat(timespec="seconds"), command=" ".join(["tersor", *sys.argv[1:]]),
-        versions=_versions(), budget=job.budget, texts=job.texts.sources, rows=rows, layers=layers, search=[dict(row) for row in found.history],
+        model=job.model.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=" ".join(["tersor", *sys.argv[1:]]),
+        versions=_versions(),
+        budget=job.budget,
+        texts=job.texts.sources,
+        rows=rows,
+        layers=layers,
+        search=[dict(row) for row in found.history],
         warnings=_warnings(job, layers, rows),
         seconds={name: round(spent, 1) for name, spent in clock.finish().items()},
-        predicted=job.preflight.to_dict(), counters=job.counters,
-    )  # fmt: skip
+        predicted=job.preflight.to_dict(),
+        counters=job.counters,
+    )
 
 
 def _row(name: str, model: Model, layer_error: float | None, measured: Evaluation | None) -> ReportRow:

@@ -12,8 +12,11 @@ from torch import Tensor
 from tersor.errors import InvalidArgument
 from tersor.files import write_atomically
 from tersor.models import Model
+from tersor.pipeline.dtypes import fast_dtype
 from tersor.pipeline.recipe import Recipe
 from tersor.pipeline.rundir import digest
+
+SAMPLED_AT_ONCE = 128  # sequences; a matrix product of fewer rows does not fill the vector units
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def _sampled(model: Model, recipe: Recipe, count: int, context: int, cache: Path
         tokens = load_file(path)["tokens"]
         if tokens.shape == (count, context):
             return tokens
-    tokens = data.sample_text(model, count * context, seed=recipe.calibration.seed, length=context)
+    writer, seed = model.copy(fast_dtype()), recipe.calibration.seed
+    tokens = data.sample_text(writer, count * context, seed=seed, length=context, batch_size=SAMPLED_AT_ONCE)
     if path is not None:
         write_atomically(path, save({"tokens": tokens}))
     return tokens

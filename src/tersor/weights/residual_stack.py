@@ -7,15 +7,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tersor.errors import InvalidArgument
-from tersor.kernels.packing import pack_bits, packed_size, unpack_bits
+from tersor.kernels.packing import pack_bits, packed_size
+from tersor.kernels.signs import SignTerm, signed_linear, signed_values
 from tersor.weights.base import CompressedWeight
 from tersor.weights.checking import read_choice, read_int, read_shape
 
-# Entries up to which the matrix is formed at once; 16 MiB in float32, small beside any model, and larger ones go tile by tile.
-_TILE = 1 << 22
 # A block costs more than a bit an entry, so that deeper stacks are larger than the float32 matrix.
 MAX_BLOCKS = 32
 
@@ -86,8 +84,12 @@ class SignBlock(nn.Module):
 
     def values(self, rows: slice | Tensor) -> Tensor:
         """Float32 entries of the chosen rows, ``[n_rows, in_features]``."""
-        magnitudes = self.left[rows].float() @ self.right.float()
-        return magnitudes.mul_(unpack_bits(self.signs[rows], 1, self.shape[1]).float().mul_(2).sub_(1))
+        return signed_values(self.term, rows)
+
+    @property
+    def term(self) -> SignTerm:
+        """The stored tensors, as the kernel takes them."""
+        return SignTerm(self.signs, self.left, self.right)
 
 
 class ResidualStack(CompressedWeight):
@@ -185,10 +187,7 @@ class ResidualStack(CompressedWeight):
         return self._values(index.reshape(-1).long()).reshape(*index.shape, self.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        out_features, in_features = self.shape
-        step = max(_TILE // in_features, 1)
-        parts = [F.linear(x, self._values(slice(start, start + step)).to(x.dtype)) for start in range(0, out_features, step)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return signed_linear(x, [block.term for block in self], self.input_scale)
 
     def _values(self, rows: slice | Tensor) -> Tensor:
         first, *others = self

@@ -44,17 +44,11 @@ def write_gguf(
     names = tensor_names(model, architecture)
     writer = GGUFWriter(path, architecture.name)
     rows, total = [], 0
-    values = model.module.state_dict()
-    layers, weights = model.linears() | model.embeddings(), model.weights()
+    values, layers = model.module.state_dict(), model.linears() | model.embeddings()
     for key, stored_name in names.items():
         layer = key.removesuffix(".weight")
         if key.endswith(".weight") and layer in layers:
-            kind = _wanted(model, layer, gguf_type)
-            column_weights = (importance or {}).get(layer)
-            if layer in weights:
-                stored = store_compressed(weights[layer], kind, column_weights)
-            else:
-                stored = store_dense(model.matrix(layer), kind, column_weights)
+            stored = _store(model, layer, _wanted(model, layer, gguf_type), (importance or {}).get(layer))
             data = architecture.rows(stored_name, stored.data)
             writer.add_tensor(stored_name, data, raw_dtype=GGMLQuantizationType[stored.type])
             rows.append(_row(layer, stored, model.shape(layer)))
@@ -71,6 +65,11 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return rows, _notes(model, rows, gguf_type), total
+
+
+def _store(model: Model, layer: str, kind: str | None, importance: Tensor | None) -> Stored:
+    weight = model.weights().get(layer)
+    return store_dense(model.matrix(layer), kind, importance) if weight is None else store_compressed(weight, kind, importance)
 
 
 def _wanted(model: Model, layer: str, gguf_type: str | None) -> str | None:
