@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 BFLOAT16_STEPS = 256  # its rounding moves a number by at most this fraction of itself
 
 
@@ -111,7 +110,7 @@ def with_values(original: Any, file: Path) -> Any:
     twin = original.copy()
     values = load_file(file)
     for name in original.embeddings():
-        # A tied head that the peer did not leave alone would be compared with one that we left. A peer in bfloat16 rounds it: that is undone.
+        # A tied head that the peer changed would be compared with one that we left. Its rounding in bfloat16 is undone.
         table, kept = values.pop(f"{name}.weight", None), original.matrix(name)
         if table is not None and not bool(((table - kept).abs() <= kept.abs() / BFLOAT16_STEPS).all()):
             raise SystemExit(f"the peer changed {name}, which was to stay as it is")

@@ -101,9 +101,9 @@ def variants(job: Any, folder: Path) -> dict[str, Any]:
     """Every measure by name; all share the original's recorded predictions where they use them."""
     import torch
 
-    from tersor.pipeline.calibrate import fast_dtype
+    from tersor.pipeline.dtypes import fast_dtype
     from tersor.pipeline.fitness import KLFitness
-    
+
     def judge(dtype: torch.dtype, reuse: bool) -> KLFitness:
         teacher = folder / f"teacher-{dtype}.npy".replace("torch.", "")
         known = recorded.get(dtype, teacher)

@@ -35,6 +35,7 @@ FULL, QUICK = Length(256, 64, 3), Length(64, 8, 1)
 def prepare(folder: Path) -> dict[str, tuple[Path, int]]:
     """Write the three forms of the model; path and bytes of the weights file of each."""
     import torch
+
     from tersor import compress
     from tersor.models import load
     from tersor.pipeline.recipe import parse_recipe
@@ -74,8 +75,8 @@ def measure(session: common.Session, forms: dict[str, tuple[Path, int]], thread_
     session.say(f"{len(calls)} configurations, {session.repeats} turns")
     results = common.interleaved(session.repeats, calls)
     for key, runs in results.items():
-        threads, _, name = key.partition(" ")
-        session.rows.append(_row(int(threads), name, forms[name][1], [run.reply for run in runs]))
+        count, _, name = key.partition(" ")
+        session.rows.append(_row(int(count), name, forms[name][1], [run.reply for run in runs]))
     for replies in results.values():
         session.versions.update(replies[0].reply.get("versions", {}))
     systems = {run.reply["system"] for key, runs in results.items() if key.endswith(PEER) for run in runs}

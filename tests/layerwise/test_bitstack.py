@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_block_never_makes_the_residual_longer(rank: int):
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(40, 64, generator=random) * torch.exp(2 * torch.randn(40, 64, generator=random))
     energies = [1.0, *bitstack(weight, None, blocks=16, rank=rank, scaled=False).report["residual_energy"]]
-    assert all(after <= before * (1 + 1e-6) for before, after in zip(energies, energies[1:], strict=False))
+    assert all(after <= before * (1 + 1e-6) for before, after in pairwise(energies))
 
 
 @pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "plain"])
@@ -49,7 +50,8 @@ def test_reported_energy_is_that_of_the_stored_stack(layer: Any, scaled: bool):
 
 
 def test_a_prefix_is_the_shorter_decomposition(layer: Any):
-    assert torch.equal(bitstack(layer.weight, layer.stats, blocks=5).prefix(2).dense(), bitstack(layer.weight, layer.stats, blocks=2).dense())
+    long, short = (bitstack(layer.weight, layer.stats, blocks=blocks) for blocks in (5, 2))
+    assert torch.equal(long.prefix(2).dense(), short.dense())
 
 
 def test_magnitudes_keep_what_an_exact_decomposition_keeps():
@@ -87,8 +89,10 @@ def test_auto_rank_spends_an_eighth_of_a_bit():
 # One block of a 64 x 64 query projection, which is close to low rank, is the only case where singular vectors are ahead.
 @pytest.mark.parametrize(
     ("name", "count", "factor"),
-    [("self_attn.q_proj", 2, 1.5), *((name, count, factor) for name in ("mlp.up_proj", "mlp.down_proj") for count, factor in ((1, 1.5), (2, 3)))]
-    + [(name, 4, 5) for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")],
+    [
+        *((name, count, factor) for name in ("mlp.up_proj", "mlp.down_proj") for count, factor in ((1, 1.5), (2, 3), (4, 5))),
+        ("self_attn.q_proj", 2, 1.5), ("self_attn.q_proj", 4, 5),
+    ],
 )  # fmt: skip
 def test_signs_beat_singular_vectors_at_equal_bytes_on_trained_layers(real_layers: dict[str, Any], name: str, count: int, factor: float):
     real = real_layers[name]

@@ -76,8 +76,9 @@ def test_any_root_of_the_second_moment_gives_the_same_correction(seed: int):
 @pytest.mark.parametrize("base", BASES)
 def test_no_other_space_loses_less_on_the_inputs_it_was_fitted_to(base: str, seed: int):
     weight, stats = layer(seed)
+    exact: dict[str, Any] = {"rank": 8, "damping": 0, "factor_dtype": "float32", **BASES[base]}
     errors = {
-        space: layer_error(weight, eora(weight, stats, base=base, rank=8, space=space, damping=0, factor_dtype="float32", **BASES[base]), stats)
+        space: layer_error(weight, eora(weight, stats, base=base, space=space, **exact), stats)
         for space in ("eigenspace", "scaled", "plain")
     }
     alone = layer_error(weight, find_method(base).function(weight, stats, **BASES[base]), stats)
@@ -100,7 +101,8 @@ def test_fresh_inputs_prefer_the_eigenspace_after_rounding_and_pruning(seed: int
 def test_error_never_rises_with_the_rank_and_full_rank_gives_the_weight_back():
     weight, stats = layer(1)
     base = rtn(weight, bits=2, group_size=16)
-    errors = [layer_error(weight, compensate(weight, base, stats, rank=rank, factor_dtype="float32"), stats) for rank in (1, 2, 4, 8, 16, 32, 40)]
+    corrected = [compensate(weight, base, stats, rank=rank, factor_dtype="float32") for rank in (1, 2, 4, 8, 16, 32, 40)]
+    errors = [layer_error(weight, total, stats) for total in corrected]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-10
 

@@ -19,7 +19,10 @@ KILLS = int(os.environ.get("TERSOR_KILLS", "3"))
 
 def _start(recipe: Path, model: Path, output: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tersor", "compress", str(model), "--recipe", str(recipe), "-o", str(output)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # Whoever started the suite in the background may have it ignore interrupts, which children would inherit.
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
 
 
 @pytest.fixture

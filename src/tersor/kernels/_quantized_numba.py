@@ -28,7 +28,9 @@ SYMMETRIC, ASYMMETRIC, FLOAT_MIN = range(3)
 # Slots of the argument block that the threads of a team share, after those of `launch`.
 CODES, SCALE, SCALE_KIND, ZERO, SCHEME, Y, Y_KIND, M, N, K, GROUP, GROUPS, CHUNKS, LAID, SUMS, INDEX, BASE, FIXED, UNITS = range(4, 23)
 SLOTS = 23
-AHEAD = 4096
+
+# Bytes by which the codes are asked for before they are needed: short rows, several at once, defeat the processor's own prefetching.
+AHEAD = 8192
 
 
 @njit(inline="always")
@@ -99,6 +101,8 @@ def _products(a: Any, block: int, row: int, step: int, end: int, bits: int, rows
     for c in range(chunks):
         if c == chunks - 1:
             row, step = guarded(row, step, rows, length, end, spare)
+        for i in range(rows):
+            simd.prefetch(row + i * step + AHEAD)
         lanes = simd.load_chunk(row, step, bits, rows)
         partial = simd.zeros(rows, batch)
         for k in range(per_lane):

@@ -10,15 +10,21 @@ FLOAT32, BFLOAT16, FLOAT16 = range(3)
 
 
 @njit
-def guarded(address: int, step: int, rows: int, n: int, end: int, spare: int) -> tuple[int, int]:
-    """``address, step`` of ``rows`` pieces of ``n`` bytes, or of copies in ``spare`` where reading would cross the end of the buffer."""
-    if address + (rows - 1) * step + n <= end:
-        return address, step
+def _copied(address: int, step: int, rows: int, n: int, end: int, spare: int) -> tuple[int, int]:
     for r in range(rows):
         for i in range(n):
             place = address + r * step + i
             simd.write_byte(spare + 64 * r + i, simd.read_byte(place) if place < end else 0)
     return spare, 64
+
+
+@njit(inline="always")
+def guarded(address: int, step: int, rows: int, n: int, end: int, spare: int) -> tuple[int, int]:
+    """``address, step`` of ``rows`` pieces of ``n`` bytes, or of copies in ``spare`` where reading would cross the end of the buffer."""
+    found = address, step
+    if address + (rows - 1) * step + n > end:
+        found = _copied(address, step, rows, n, end, spare)
+    return found
 
 
 @njit

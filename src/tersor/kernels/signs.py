@@ -83,7 +83,8 @@ class _Stack(NamedTuple):
         width = packed_size(columns, 1)
         for term in terms:
             if term.signs.shape != (rows, width) or term.signs.dtype != torch.uint8 or not term.signs.is_contiguous():
-                raise InvalidArgument(f"the signs of {rows}x{columns} must be contiguous uint8 of {width} bytes a row, got {tuple(term.signs.shape)}")
+                got = f"{term.signs.dtype} of shape {tuple(term.signs.shape)}"
+                raise InvalidArgument(f"the signs of {rows}x{columns} must be contiguous uint8 of {width} bytes a row, got {got}")
             if term.left.shape != terms[0].left.shape or term.right.shape != (term.left.shape[1], columns):
                 raise InvalidArgument("the blocks of a stack must have one shape and one rank")
         left = torch.cat([term.left for term in terms], 1).float()
@@ -118,9 +119,9 @@ def _product(x: Tensor, weight: _Stack) -> Tensor:
 
 @cache
 def _compiled() -> ModuleType:
-    from tersor.kernels import signs_compiled
+    from tersor.kernels import _signs_numba
 
-    return signs_compiled
+    return _signs_numba
 
 
 def _tiles(weight: _Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:

@@ -67,7 +67,8 @@ def eora(
     flat = {"bits": bits, "sparsity": sparsity, "keep_n": keep_n, "of_m": of_m}
     given = {key: value for key, value in flat.items() if value is not None} | (base_options or {})
     correction: dict[str, Any] = {
-        "rank": rank, "group_size": group_size, "factor_bits": factor_bits, "damping": damping, "space": space, "factor_dtype": factor_dtype,
+        "rank": rank, "group_size": group_size, "factor_bits": factor_bits, "damping": damping, "space": space,
+        "factor_dtype": factor_dtype,
     }  # fmt: skip
     if isinstance(base_or_stats, CompressedWeight):
         if given:
@@ -137,7 +138,8 @@ def _rank(shape: tuple[int, int], rank: int | None, factor_bits: int | None) -> 
         return max(round(_DEFAULT_BITS * entries / (factor_bits or 16)), 1)
     check_integer("rank", rank, 1)
     if rank > min(shape):
-        raise InvalidArgument(f"rank {rank} is above the smaller dimension of a weight of shape {shape}; use a rank of at most {min(shape)}")
+        mend = f"use a rank of at most {min(shape)}"
+        raise InvalidArgument(f"rank {rank} is above the smaller dimension of a weight of shape {shape}; {mend}")
     return rank
 
 

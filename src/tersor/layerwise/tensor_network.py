@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import isqrt, prod
+from collections.abc import Iterator, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -82,20 +82,17 @@ def balanced_factors(size: int, sites: int) -> tuple[int, ...]:
     """``size`` as a product of ``sites`` factors above 1, as equal as they come, ascending.
 
     Raises:
-        InvalidArgument: If it has too few prime factors.
+        InvalidArgument: If it has too few divisors.
 
     Example:
         >>> balanced_factors(576, 3), balanced_factors(1536, 2)
         ((8, 8, 9), (32, 48))
     """
-    primes = _primes(size)
-    if len(primes) < sites:
+    splits = list(_splits(size, sites, 2))
+    if not splits:
         mend = "use fewer sites, pass the factors, or leave the layer as it is"
         raise InvalidArgument(f"a dimension of {size} does not split into {sites} factors, so a tensor network saves nothing: {mend}")
-    buckets = [1] * sites
-    for prime in primes:
-        buckets[buckets.index(min(buckets))] *= prime
-    return tuple(sorted(buckets))
+    return min(splits, key=sum)
 
 
 def tensor_train(weight: Tensor, factors: tuple[Sequence[int], Sequence[int]], bond: int) -> tuple[list[Tensor], float]:
@@ -197,13 +194,15 @@ def _stored(core: Tensor, bits: int | None, group_size: int, dtype: FactorType) 
     return grid.pack(grid.quantize(values, scale, zero), scale, zero)
 
 
-def _primes(size: int) -> list[int]:
-    """Prime factors, descending."""
-    found, divisor = [], 2
-    while divisor <= isqrt(size):
-        if size % divisor:
-            divisor += 1
-        else:
-            found.append(divisor)
-            size //= divisor
-    return sorted([*found, size] if size > 1 else found, reverse=True)
+def _splits(size: int, sites: int, low: int) -> Iterator[tuple[int, ...]]:
+    """Every ascending way to write ``size`` as a product of ``sites`` factors of at least ``low``."""
+    if sites == 1:
+        if size >= low:
+            yield (size,)
+        return
+    factor = low
+    while factor**sites <= size:
+        if size % factor == 0:
+            for others in _splits(size // factor, sites - 1, factor):
+                yield (factor, *others)
+        factor += 1

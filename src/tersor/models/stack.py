@@ -117,7 +117,8 @@ class StackedModel(Model):
         return self._load(count)
 
     def generate(
-        self, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0, resize: Mapping[int, int | str | float] | None = None
+        self, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0,
+        resize: Mapping[int, int | str | float] | None = None,
     ) -> str:  # fmt: skip
         """Continue ``prompt``, changing size on the way: as :meth:`Model.generate`, with budgets.
 
@@ -240,7 +241,8 @@ def save_stack(model: Model, path: str | Path, order: Sequence[str]) -> None:
         save(smallest, work)
         entries = _write_blocks(work / BLOCKS, order, stacks)
         description: dict[str, Any] = {
-            "format": FORMAT, "base": file_sha256(work / DESCRIPTION), "minimum": smallest.nbytes, "blocks": [asdict(entry) for entry in entries],
+            "format": FORMAT, "base": file_sha256(work / DESCRIPTION), "minimum": smallest.nbytes,
+            "blocks": [asdict(entry) for entry in entries],
         }  # fmt: skip
         description["checksum"] = description_checksum(description)
         (work / ORDER).write_text(json.dumps(description, indent=1), encoding="utf-8")

@@ -57,6 +57,9 @@ def measured_gains(model: Model, fitness: Callable[[Model], float], height: int)
     for name, weight in low.items():
         work.replace(name, weight)
     before, found = fitness(work), {}
+    if not math.isfinite(before):
+        # So coarse that it overflows: candidates still compare with each other.
+        before = 0.0
     for name, weight in full.items():
         if len(weight) > height:
             low[name].push(list(weight)[height])
@@ -66,7 +69,8 @@ def measured_gains(model: Model, fitness: Callable[[Model], float], height: int)
 
 
 def order_by_error(
-    model: Model, original: Model, stats: Mapping[str, LayerStats], sensitivity: Mapping[str, Tensor] | None = None, *, per_byte: bool = False
+    model: Model, original: Model, stats: Mapping[str, LayerStats], sensitivity: Mapping[str, Tensor] | None = None, *,
+    per_byte: bool = False,
 ) -> list[str]:  # fmt: skip
     """An order from the layers alone: by how much the next block lowers the error of the layer's output.
 
@@ -127,7 +131,7 @@ def output_sensitivity(model: Model, tokens: Tensor) -> dict[str, Tensor]:
         with torch.enable_grad():
             for sequence in tokens:
                 logits = logits_of(run_model(model.module, sequence[None], None))[0, :-1]
-                F.cross_entropy(logits.float(), sequence[1:], reduction="sum").backward()  # type: ignore[no-untyped-call]
+                F.cross_entropy(logits.float(), sequence[1:], reduction="sum").backward()
     finally:
         for handle in handles:
             handle.remove()

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,8 +18,8 @@ from tersor.papers.frame import Paper, Result, Row
 
 PAPER = Paper(
     key="bitstack",
-    claim="Along at least 20 sizes of one stored stack the held-out divergence from the original falls with every step, and at the bytes of "
-    "2-bit rounding to nearest, or of the same heights in singular vectors, the stack is closer to the original.",
+    claim="Along at least 20 sizes of one stored stack the held-out divergence from the original falls with every step, and at the bytes "
+    "of 2-bit rounding to nearest, or of the same heights in singular vectors, the stack is closer to the original.",
     where="tersor.layerwise.bitstack, tersor.weights.ResidualStack, tersor.models.stack",
 )
 
@@ -67,12 +68,12 @@ def run(quick: bool) -> Result:
         rows = list(_along(model, loaded, evaluation, size.sizes))
         rows += list(_beside(model, loaded, rivals, evaluation))
     curve = [row for row in rows if row["setting"] == "along the stack"]
-    rises = [after["kl"] / before["kl"] - 1 for before, after in zip(curve, curve[1:], strict=False)]
+    rises = [after["kl"] / before["kl"] - 1 for before, after in pairwise(curve)]
     margin = min(_margin(rows, name) for name in ("rtn 2 bits", *(f"singular vectors, height {height}" for height in HEIGHTS)))
     notes = [*_notes(rows, rises), _agreement(model, stacked, order, search)]
     return Result(
-        rows, "at equal bytes, the better of 2-bit rounding to nearest and scaled singular vectors", margin, (0,), margin > 0 and max(rises) < NOISE,
-        (size.model, size.text, size.held_out), notes,
+        rows, "at equal bytes, the better of 2-bit rounding to nearest and scaled singular vectors", margin, (0,),
+        margin > 0 and max(rises) < NOISE, (size.model, size.text, size.held_out), notes,
     )
 
 
@@ -91,7 +92,8 @@ def _compressed(model: Any, size: Size, calibration: Tensor) -> tuple[Any, dict[
     from tersor.models.blocks import BlockWalk
     from tersor.pipeline.calibrate import with_group_size
 
-    stacked, stats = model.copy(), {}
+    stacked = model.copy()
+    stats: dict[str, Any] = {}
     rivals = {name: model.copy() for name in (*QUANTISED, *(f"singular vectors, height {height}" for height in HEIGHTS))}
     for step in BlockWalk(model, calibration):
         stats |= step.stats
@@ -122,7 +124,10 @@ def _beside(model: Any, stack: Any, rivals: dict[str, Any], evaluation: Tensor) 
     for name, rival in rivals.items():
         nbytes = rival.nbytes
         measured = divergence_on(model, rival, evaluation)
-        yield {"setting": name, "method": name, "bytes": nbytes, "bits_per_weight": 8 * nbytes / model.n_parameters, "kl": measured.kl, "perplexity": measured.perplexity}
+        yield {
+            "setting": name, "method": name, "bytes": nbytes, "bits_per_weight": 8 * nbytes / model.n_parameters,
+            "kl": measured.kl, "perplexity": measured.perplexity,
+        }  # fmt: skip
         if nbytes >= stack.sizes[0]:
             yield _row(model, stack, nbytes, evaluation, name, "bitstack")
 
@@ -135,8 +140,8 @@ def _row(model: Any, stack: Any, budget: int, evaluation: Tensor, setting: str, 
     seconds = time.perf_counter() - began
     measured = divergence_on(model, stack, evaluation)
     return {
-        "setting": setting, "method": method, "bytes": change.nbytes, "bits_per_weight": 8 * change.nbytes / model.n_parameters, "kl": measured.kl,
-        "perplexity": measured.perplexity, "bytes_moved": change.loaded + change.dropped, "resize_seconds": seconds,
+        "setting": setting, "method": method, "bytes": change.nbytes, "bits_per_weight": 8 * change.nbytes / model.n_parameters,
+        "kl": measured.kl, "perplexity": measured.perplexity, "bytes_moved": change.loaded + change.dropped, "resize_seconds": seconds,
     }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ class Effort:
     context: int
 
 
-EFFORT = {False: Effort((2, 3, 4), 2, 120, 2, 256), True: Effort((2, 3), 8, 200, 4, 256)}
+EFFORT = {False: Effort((2, 3, 4), 2, 120, 2, 256), True: Effort((2, 3), 4, 120, 4, 256)}
 UNIFORM, GUIDED = "2 sites, one ratio everywhere", "2 sites, guided by the profile"
 HEALED, RANDOM, LOW_RANK = "2 sites, healed", "random cores, trained as long", "low rank, healed"
 

@@ -21,7 +21,8 @@ PAPER = Paper(
 SPACES = ("plain", "scaled", "eigenspace")
 # The claim is about the first two; the residual of the third is nearly white in the metric of the inputs.
 BASES: dict[str, dict[str, Any]] = {
-    "rtn 3 bits": {"method": "rtn", "bits": 3}, "wanda 2:4": {"method": "wanda", "keep_n": 2, "of_m": 4}, "gptq 3 bits": {"method": "gptq", "bits": 3},
+    "rtn 3 bits": {"method": "rtn", "bits": 3}, "wanda 2:4": {"method": "wanda", "keep_n": 2, "of_m": 4},
+    "gptq 3 bits": {"method": "gptq", "bits": 3},
 }  # fmt: skip
 CLAIMED = ("rtn 3 bits", "wanda 2:4")
 ALONE, MORE_BITS, ROUNDED = "no correction", "one more bit", "eigenspace, 4-bit factors of four times the rank"
@@ -89,7 +90,8 @@ def _measured(model: Any, size: Size, folder: Path, seed: int) -> Iterator[Row]:
 
     levels, names = _levels(size)
     calibration = {
-        "text": str(folder.with_suffix(".txt")), "tokens": size.calibration, "held_out": size.context * 4, "context": size.context, "seed": seed,
+        "text": str(folder.with_suffix(".txt")), "tokens": size.calibration, "held_out": size.context * 4, "context": size.context,
+        "seed": seed,
     }  # fmt: skip
     # Every level is judged on its own merits: no layer is fitted to what another level did to the layers before it.
     job, evaluation = workbench(model, levels, size, folder, calibration=calibration, propagate="dense")
@@ -128,8 +130,8 @@ def _note(rows: Sequence[Row], base: str) -> str:
     ratio = _mean(rows, base, "scaled", "held_out_error") / _mean(rows, base, "eigenspace", "held_out_error")
     share = _mean(rows, base, "eigenspace", "best_layers")
     text = (
-        f"{base}: the eigenspace lowers the divergence by {_margin(rows, base):.1%} against its best rival; its held-out layer error is the lowest of the "
-        f"three in {share:.0%} of the layers and {ratio:.2f} times smaller than the scaled one on average"
+        f"{base}: the eigenspace lowers the divergence by {_margin(rows, base):.1%} against its best rival; its held-out layer error is "
+        f"the lowest of the three in {share:.0%} of the layers and {ratio:.2f} times smaller than the scaled one on average"
     )
     if any(row["base"] == base and row["correction"] == MORE_BITS for row in rows):
         bits, ours = (_mean(rows, base, what, "kl") for what in (MORE_BITS, "eigenspace"))

@@ -54,7 +54,7 @@ class Size:
     held_out: str
 
 
-FULL = Size("smollm2-135m", 24576, 16384, ((3, 512), (1, 2048)), 40, 12, 8192, 512, "wikitext2.valid", "wikitext2.test")
+FULL = Size("smollm2-135m", 20480, 8192, ((3, 256), (1, 1024)), 15, 8, 8192, 256, "wikitext2.valid", "wikitext2.test")
 QUICK = Size("stories260k", 8192, 4096, ((4, 512), (1, 2048)), 40, 12, 4096, 256, "tinystories", "tinystories.tail")
 
 

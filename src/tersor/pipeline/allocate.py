@@ -125,7 +125,7 @@ def allocate(problem: Problem, search: Search, fitness: Fitness | None, state: P
         def shown(generation: int, value: float) -> None:
             progress.advance(note=f"KL {value:.4f}")
 
-        initial: Any = lgreco(problem).choices if search.initial == "knapsack" else search.initial
+        initial: Any = _fittest(problem, search, fitness) if search.initial == "fittest" else search.initial
         return evopress(
             problem, fitness, generations=search.generations, offspring=search.offspring, stages=search.stages, seed=search.seed,
             groups=search.groups, initial=initial, state_path=state, progress=shown,
@@ -137,6 +137,13 @@ def allocate(problem: Problem, search: Search, fitness: Fitness | None, state: P
         found = lgreco(problem) if search.method == "knapsack" else ALLOCATORS[search.method](problem)
     progress.advance()
     return found
+
+
+def _fittest(problem: Problem, search: Search, fitness: Fitness) -> Choices:
+    """The better of the uniform and the knapsack assignment, on as many tokens as the last stage judges with."""
+    starts = [fill(problem, ALLOCATORS["uniform"](problem).choices), lgreco(problem).choices]
+    values = fitness(starts, parent=starts[0], tokens=search.stages[-1][1], seed=search.seed)
+    return min(zip(values, starts, strict=True))[1]
 
 
 def fill_up(problem: Problem, allocation: Allocation) -> Allocation:

@@ -22,6 +22,7 @@ from tersor.pipeline.texts import Texts
 from tersor.weights import CompressedWeight
 from tersor.weights.modules import matrix_of, set_matrix
 
+SPILL_ABOVE = 1 << 30  # bytes of hidden states that are kept in memory rather than in the run directory
 GROUP_SIZE = 64  # inputs that share a scale unless the user says otherwise
 
 LevelChoice = tuple[str, dict[str, Any]]
@@ -54,7 +55,7 @@ def fit_levels(name: str, weight: Tensor, stats: LayerStats | None, held_out: La
         method = find_method(method_name)
         began = time.perf_counter()
         try:
-            compressed = method.function(weight, stats if method.needs != "nothing" or stats is not None else None, **options)
+            compressed = method.function(weight, stats, **options)
         except InvalidArgument as error:
             raise InvalidArgument(f"layer {name}: {error}") from None
         except TersorError as error:
@@ -112,7 +113,9 @@ def build_levels(
     done: set[str] = set()
     if texts.calibration is not None:
         work = model.copy(fast_dtype())
-        walk = BlockWalk(work, texts.calibration, held_out=texts.held_out, batch_size=recipe.calibration.batch_size)
+        hidden = (recipe.calibration.tokens + recipe.calibration.held_out) * model.hidden_size * fast_dtype().itemsize
+        spill = database.folder.parent / "hidden" if hidden > SPILL_ABOVE else None
+        walk = BlockWalk(work, texts.calibration, held_out=texts.held_out, batch_size=recipe.calibration.batch_size, spill_dir=spill)
         undo: list[tuple[nn.Module, Tensor]] = []
         for step in walk:
             for layer, matrix in undo:

@@ -18,7 +18,7 @@ from tersor.models.blocks import PrefixRunner, find_blocks
 from tersor.pipeline.levels import LevelDatabase
 from tersor.weights.modules import set_matrix
 
-CHUNK = 256  # positions whose vocabulary-wide probabilities are in memory at once
+CHUNK = 64  # positions whose vocabulary-wide probabilities are worked on at once: they stay in the cache
 
 
 @dataclass
@@ -54,15 +54,16 @@ class Teacher:
     @classmethod
     def open(cls, path: Path, negative_entropy: Tensor) -> Teacher:
         """What :meth:`record` left at ``path``."""
-        return cls(path, np.load(path, mmap_mode="r"), negative_entropy)
+        return cls(path, np.load(path, mmap_mode="r+"), negative_entropy)
 
     def divergence(self, sequence: int, logits: Tensor) -> float:
         """Sum over positions of ``KL(teacher || student)`` in nats for the first ``len(logits)`` positions of a sequence."""
         total = 0.0
         for start in range(0, logits.shape[0], CHUNK):
             z = logits[start : start + CHUNK].float()
-            p = torch.from_numpy(self.probabilities[sequence, start : start + z.shape[0]].astype(np.float32))
-            cross = (p * z).sum(-1) / p.sum(-1) - torch.logsumexp(z, -1)
+            p = torch.from_numpy(self.probabilities[sequence, start : start + z.shape[0]]).float()
+            # Rounded to half precision, the probabilities no longer add up to exactly one.
+            cross = torch.bmm(p.unsqueeze(1), z.unsqueeze(2)).flatten() / p.sum(-1) - torch.logsumexp(z, -1)
             total += float((self.negative_entropy[sequence, start : start + z.shape[0]] - cross).double().sum())
         return total
 

@@ -65,8 +65,7 @@ def predicted_nbytes(shape: tuple[int, int], choice: LevelChoice) -> int:
     method = find_method(name)
     sample = min(rows, SAMPLE_ROWS) if "keep" not in options and "rank" not in options else rows
     noise = torch.randn(sample, columns, generator=torch.Generator().manual_seed(0))
-    stats = LayerStats.identity(columns) if method.needs != "nothing" else None
-    return round(method.function(noise, stats, **options).nbytes * rows / sample)
+    return round(method.function(noise, LayerStats.identity(columns), **options).nbytes * rows / sample)
 
 
 def preflight(model: Model, plan: Plan, recipe: Recipe, budget: int | None, output: Path | None) -> Preflight:
@@ -113,8 +112,10 @@ def _memory(model: Model, plan: Plan, recipe: Recipe) -> int:
     hidden = 2 * 4 * (recipe.calibration.tokens + recipe.calibration.held_out) * model.hidden_size
     fitting = hidden + 6 * 8 * widest**2
     levels = max(map(len, plan.choices.values()))
-    searching = min(4 << 30, 2 * levels * model.n_parameters) + dense if recipe.budget is not None else 0
-    return 500_000_000 + dense + max(fitting, searching)
+    # Dense levels in half precision, a working copy, the teacher's file in the page cache, and logits of one minibatch.
+    logits = 4 * max(tokens for _, tokens in recipe.search.stages) * model.vocabulary
+    searching = min(4 << 30, 2 * levels * model.n_parameters) + dense // 2 + _teacher_bytes(model, recipe) + logits
+    return 700_000_000 + dense + max(fitting + dense // 2, searching if recipe.budget is not None else 0)
 
 
 @torch.inference_mode()

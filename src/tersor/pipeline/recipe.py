@@ -57,23 +57,23 @@ class Search(_Strict):
         tokens: Tokens of calibration text set aside for the search, never used to fit a layer.
         stages: ``(survivors, tokens)`` of each selection stage; the last must leave one survivor.
         groups: Layers between which evopress moves bytes: of equal ``size``, of equal ``name``, or any (``none``).
-        initial: Where evopress starts.
+        initial: Where evopress starts; ``fittest`` is the better of uniform and knapsack on the search tokens.
         seed: Of the search.
     """
 
     method: SearchName = "evopress"
     generations: Annotated[int, Field(ge=0, le=100_000)] = 40
     offspring: Annotated[int, Field(ge=1, le=4096)] = 12
-    stages: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = ((3, 512), (1, 2048))
+    stages: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = ((3, 256), (1, 1024))
     tokens: Annotated[int, Field(ge=64)] = 8192
     groups: Literal["size", "name", "none"] = "none"
-    initial: Literal["uniform", "knapsack", "random"] = "knapsack"
+    initial: Literal["fittest", "uniform", "knapsack", "random"] = "fittest"
     seed: int = 0
 
     @model_validator(mode="after")
     def _stages(self) -> Search:
         if not self.stages or self.stages[-1][0] != 1:
-            raise ValueError("stages must end with one survivor, for example [[3, 512], [1, 2048]]")
+            raise ValueError("stages must end with one survivor, for example [[3, 256], [1, 1024]]")
         largest = max(tokens for _, tokens in self.stages)
         if self.method == "evopress" and largest > self.tokens:
             raise ValueError(f"a stage asks for {largest} tokens but tokens is {self.tokens}")

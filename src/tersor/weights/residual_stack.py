@@ -42,7 +42,8 @@ class SignBlock(nn.Module):
         rank = left.shape[-1] if left.ndim == 2 else 0
         if rank < 1 or tuple(left.shape) != (signs.shape[0], rank) or tuple(right.shape) != (rank, signs.shape[1]):
             shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
-            raise InvalidArgument(f"factors of shapes {shapes} do not fit signs of shape {tuple(signs.shape)}: left is [out, rank], right [rank, in]")
+            rule = "left is [out, rank], right [rank, in]"
+            raise InvalidArgument(f"factors of shapes {shapes} do not fit signs of shape {tuple(signs.shape)}: {rule}")
         if rank > min(signs.shape):
             raise InvalidArgument(f"rank {rank} is above the smaller dimension of a block of shape {tuple(signs.shape)}")
         halves = [factor.detach().to(torch.float16).clone(memory_format=torch.contiguous_format) for factor in (left, right)]
@@ -199,7 +200,8 @@ class ResidualStack(CompressedWeight):
     @property
     def config(self) -> dict[str, Any]:
         return {
-            "kind": self.kind, "shape": list(self.shape), "blocks": len(self), "rank": self.rank, "input_scale": self.input_scale is not None,
+            "kind": self.kind, "shape": list(self.shape), "blocks": len(self), "rank": self.rank,
+            "input_scale": self.input_scale is not None,
         }  # fmt: skip
 
     @classmethod

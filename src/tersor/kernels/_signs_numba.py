@@ -9,7 +9,7 @@ import numpy as np
 from numba import carray, njit
 
 from tersor.kernels import _simd as simd
-from tersor.kernels._compiling import FIRST, LAST, SALT, compile_body, compile_entry, launch, share
+from tersor.kernels._compiling import FIRST, LAST, compile_body, compile_entry, launch, share
 from tersor.kernels._rows import BFLOAT16, guarded, write_row
 
 # Slots of the argument block, after those of `launch`. SIGNS holds one address for each block.
@@ -40,10 +40,7 @@ def _sixteen(a: Any, n: int, c: int, spare: int) -> Any:
 @cache
 def fill_body() -> Any:
     """The C function that writes rows densely."""
-    salt = SALT
-
     def body(data: int) -> None:
-        salt  # noqa: B018
         a = carray(simd.pointer(data), SLOTS)
         start, stop = share(data)
         bfloat = a[Y_KIND] == BFLOAT16
@@ -56,19 +53,16 @@ def fill_body() -> Any:
             write_row(dense, a[Y] + (n - a[FIRST]) * a[K] * (2 if bfloat else 4), a[K], bfloat)
         room[0] = 0  # numba frees an array after its last use by name
 
-    return compile_body(body)
+    return compile_body(body, "sign_fill_body")
 
 
 @cache
 def entry() -> Any:
     """What Python calls to write the rows ``first`` to ``last``."""
-    salt = SALT
-
     def run(
         signs: int, left: int, right: int, y: int, kind: int, n: int, k: int, blocks: int, rank: int, first: int, last: int,
         body: int, launcher: int, thread: int, team: int, threads: int,
     ) -> None:
-        salt  # noqa: B018
         data = np.empty(SLOTS, np.int64)
         data[FIRST], data[LAST] = first, last
         data[SIGNS], data[LEFT], data[RIGHT], data[Y], data[Y_KIND], data[N], data[K] = signs, left, right, y, kind, n, k
@@ -76,4 +70,4 @@ def entry() -> Any:
         launch(body, np.int64(data.ctypes.data), launcher, thread, team, threads)
         data[0] = 0  # numba frees an array after its last use by name
 
-    return compile_entry(16)(run)
+    return compile_entry(run, "sign_entry", 16)
