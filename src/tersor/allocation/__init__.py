@@ -11,6 +11,7 @@ from tersor.allocation.knapsack import lgreco
 from tersor.allocation.problem import Allocation, Choices, Fitness, Problem, Unit, make_allocation, plain_fitness
 from tersor.allocation.random_search import random_search
 from tersor.allocation.registry import ALLOCATORS, Allocator, find_allocator
+from tersor.allocation.sensitivity import with_sensitivities
 from tersor.allocation.uniform import uniform
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "plain_fitness",
     "random_search",
     "uniform",
+    "with_sensitivities",
 ]

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tersor.papers.depth import depth_rows
-from tersor.papers.frame import Paper, Result, Row
+from tersor.papers.frame import Paper, Result, Row, measured
 
 PAPER = Paper(
     key="evopress",
@@ -68,8 +68,8 @@ def run(quick: bool) -> Result:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         for number, setting in enumerate(SETTINGS):
-            rows.extend(_searched(model, setting, size, folder / str(number)))
-        rows.extend(depth_rows(model, size, folder / "depth", SEEDS))
+            rows.extend(measured(_searched(model, setting, size, folder / str(number))))
+        rows.extend(measured(depth_rows(model, size, folder / "depth", SEEDS)))
     margins = [_margin(rows, name) for name in dict.fromkeys(row["setting"] for row in rows)]
     notes = [note for name in dict.fromkeys(row["setting"] for row in rows) for note in _non_monotone(rows, name)]
     return Result(
@@ -89,10 +89,10 @@ def _searched(model: Any, setting: Setting, size: Size, folder: Path) -> Iterato
     knapsack = job.search(budget, Search(method="knapsack"))
 
     def row(method: str, choices: tuple[int, ...], seed: int | None = None, evaluations: int = 0) -> Row:
-        measured = divergence_on(model, job.assemble(choices), evaluation)
+        judged = divergence_on(model, job.assemble(choices), evaluation)
         return {
             "setting": setting.name, "method": method, "seed": seed, "bytes": problem.cost(choices) + job.menu.fixed,
-            "layer_error": problem.error(choices), "kl": measured.kl, "perplexity": measured.perplexity, "evaluations": evaluations,
+            "layer_error": problem.error(choices), "kl": judged.kl, "perplexity": judged.perplexity, "evaluations": evaluations,
         }
 
     yield row("uniform", uniform)

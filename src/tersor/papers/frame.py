@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import Any
@@ -79,6 +80,13 @@ class Reproduction:
         summary = f"baseline: {self.result.baseline}; margin {self.result.margin:.4g}; the claim {verdict} here"
         lines = [self.claim, "", table(self.result.rows), "", summary]
         return "\n".join([*lines, *self.result.notes])
+
+
+def measured(rows: Iterable[Row]) -> Iterator[Row]:
+    """Pass ``rows`` on, telling on stderr what each holds as soon as it is measured: experiments take minutes."""
+    for row in rows:
+        print("  ".join(f"{key}={_cell(value)}" for key, value in row.items() if value is not None), file=sys.stderr, flush=True)
+        yield row
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor.allocation import ALLOCATORS, Allocation, Problem, Unit, evopress, fill, lgreco
+from tersor.allocation import ALLOCATORS, Allocation, Problem, Unit, evopress, fill, lgreco, with_sensitivities
 from tersor.errors import InvalidArgument
+from tersor.files import write_json
 from tersor.models import Model
 from tersor.pipeline.calibrate import Plan
 from tersor.pipeline.levels import Level, LevelDatabase
@@ -120,6 +121,8 @@ def allocate(problem: Problem, search: Search, fitness: Fitness | None, state: P
     if search.method == "evopress":
         if fitness is None:
             raise InvalidArgument("evopress needs search tokens; set search.tokens")
+        if search.initial == "fittest":
+            problem = _weighed(problem, search, fitness, state.with_name(f"{state.stem}-sensitivities.json"), progress)
         progress.start("searching", search.generations)
 
         def shown(generation: int, value: float) -> None:
@@ -137,6 +140,18 @@ def allocate(problem: Problem, search: Search, fitness: Fitness | None, state: P
         found = lgreco(problem) if search.method == "knapsack" else ALLOCATORS[search.method](problem)
     progress.advance()
     return found
+
+
+def _weighed(problem: Problem, search: Search, fitness: Fitness, path: Path, progress: Progress) -> Problem:
+    """``problem`` with measured sensitivities, kept at ``path`` for a run that resumes."""
+    if path.is_file():
+        errors = json.loads(path.read_text(encoding="utf-8"))
+        return replace(problem, units=tuple(replace(unit, errors=tuple(errors[unit.name])) for unit in problem.units))
+    progress.start("measuring layers", 1)
+    weighed = with_sensitivities(problem, fitness, tokens=min(tokens for _, tokens in search.stages), seed=search.seed)
+    write_json(path, {unit.name: unit.errors for unit in weighed.units})
+    progress.advance()
+    return weighed
 
 
 def _fittest(problem: Problem, search: Search, fitness: Fitness) -> Choices:

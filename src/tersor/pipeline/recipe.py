@@ -62,7 +62,7 @@ class Search(_Strict):
     """
 
     method: SearchName = "evopress"
-    generations: Annotated[int, Field(ge=0, le=100_000)] = 40
+    generations: Annotated[int, Field(ge=0, le=100_000)] = 30
     offspring: Annotated[int, Field(ge=1, le=4096)] = 12
     stages: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = ((3, 256), (1, 1024))
     tokens: Annotated[int, Field(ge=64)] = 8192
