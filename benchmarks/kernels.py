@@ -169,9 +169,11 @@ def claims(rows: list[dict[str, Any]], overhead: float) -> Iterator[common.Claim
         threaded = f"{threads} thread{'s' if threads > 1 else ''}"
         for kind in ("float32", "bfloat16"):
             ours, dense = (block_time(rows, f"{who} {kind}", 1, threads, True) for who in ("tersor", "torch"))
-            yield common.Claim(f"decoding one token, all 4-bit layers of SmolLM2-135M, torch {kind} / ours, {threaded}", dense / ours, 2.0, True)
+            decoding = f"decoding one token, all 4-bit layers of SmolLM2-135M, torch {kind} / ours, {threaded}"
+            yield common.Claim(decoding, dense / ours, 2.0, True)
             ours, dense = (block_time(rows, f"{who} {kind}", 128, threads, False) for who in ("tersor", "torch"))
-            yield common.Claim(f"prefilling 128 tokens, its blocks, ours / torch {kind}, {threaded}", ours / dense, 1.1)
+            prefilling = f"prefilling 128 tokens, its blocks, ours / torch {kind}, {threaded}"
+            yield common.Claim(prefilling, ours / dense, 1.1)
     yield common.Claim("time of a call on a weight of 4x64, us", overhead, 10.0)
 
 

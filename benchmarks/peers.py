@@ -135,7 +135,7 @@ NOTES = (
     "and saving",
     "embeddings and the tied head stay dense in both; both fit each block on the outputs of compressed blocks, damp the Hessian by 1 % of "
     "its mean diagonal and run batches of 8 windows",
-    "tersor keeps weights in float32 and runs the forward passes of calibration in bfloat16 where the processor multiplies it; the peer runs "
+    "tersor keeps weights in float32 and runs the forward passes of calibration in bfloat16 where the processor multiplies it; the peer "
     "runs in the type that its model was loaded in, so it is shown in both. In bfloat16 it also rounds the weights that it starts from",
     "AWQ differs: tersor stores an inverse scale with every layer (16 bits an input) and clips; the peer folds the scale into the norm or "
     "projection before, and skips v to o under grouped-query attention. As released, its AWQ pins memory and so needs an accelerator; that "

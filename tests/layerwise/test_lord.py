@@ -60,7 +60,8 @@ def test_error_is_that_of_the_outputs_and_the_sum_of_what_the_covariance_loses()
     centred = outputs - outputs.mean(0)
     discarded = torch.linalg.eigvalsh(centred.T.double() @ centred.double())[:-6].sum()
     assert lost == pytest.approx(float(discarded / outputs.double().square().sum()), rel=1e-3)
-    torch.testing.assert_close(token_error(weight, made, x[:5]), ((made(x[:5]) - outputs[:5]).square().sum(1) / outputs[:5].square().sum(1)))
+    each = (made(x[:5]) - outputs[:5]).square().sum(1) / outputs[:5].square().sum(1)
+    torch.testing.assert_close(token_error(weight, made, x[:5]), each)
 
 
 def test_features_of_low_rank_are_exact_though_the_weight_is_not():

@@ -74,7 +74,7 @@ def test_the_largest_bond_within_the_budget_is_taken(sites, keep):
 
 @pytest.mark.parametrize(
     ("size", "sites", "factors"),
-    [(576, 2, (24, 24)), (576, 3, (8, 8, 9)), (576, 4, (4, 4, 6, 6)), (1536, 2, (32, 48)), (1536, 3, (8, 12, 16)), (192, 2, (12, 16)), (172, 2, (4, 43))],
+    [(576, 2, (24, 24)), (576, 3, (8, 8, 9)), (576, 4, (4, 4, 6, 6)), (1536, 2, (32, 48)), (1536, 3, (8, 12, 16)), (192, 2, (12, 16))],
 )  # fmt: skip
 def test_factors_are_balanced(size, sites, factors):
     assert balanced_factors(size, sites) == factors
@@ -85,10 +85,9 @@ def test_factors_are_balanced(size, sites, factors):
 @pytest.mark.parametrize("name", ["self_attn.q_proj", "mlp.up_proj", "mlp.down_proj"])
 def test_the_fit_to_the_inputs_lowers_the_error_on_a_real_layer(real_layers, name, sites):
     layer = real_layers[name]
-    errors = [
-        layer_error(layer.weight, tensor_network(layer.weight, layer.stats, keep=0.5, sites=sites, refit_sweeps=sweeps, **EXACT), layer.stats)
-        for sweeps in range(4)
-    ]
+    options = {"keep": 0.5, "sites": sites, **EXACT}
+    made = [tensor_network(layer.weight, layer.stats, refit_sweeps=sweeps, **options) for sweeps in range(4)]
+    errors = [layer_error(layer.weight, weight, layer.stats) for weight in made]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.8 * errors[0]
     fitted = tensor_network(layer.weight, layer.stats, keep=0.5, sites=sites, refit_sweeps=3)
@@ -116,10 +115,11 @@ def test_cores_in_8_bits_cost_little(sites):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sites": 1}, "from 2 to 8"), ({"sites": 7}, r"48 does not split into 7 factors"), ({"keep": 0.5, "bond": 3}, "keep or bond, not both"),
+        ({"sites": 1}, "from 2 to 8"), ({"sites": 7}, r"48 does not split into 7 factors"),
+        ({"keep": 0.5, "bond": 3}, "keep or bond, not both"),
         ({"bond": 48}, "bond dimension 48 saves nothing"), ({"bond": 0}, "at least 1"), ({"out_factors": (5, 10)}, "product is 48"),
-        ({"out_factors": (6, 8), "in_factors": (4, 4, 4)}, "as many"), ({"core_bits": 0}, "from 1 to 8"), ({"refit_sweeps": -1}, "at least 0"),
-        ({"refit_sweeps": 1}, "needs the statistics"),
+        ({"out_factors": (6, 8), "in_factors": (4, 4, 4)}, "as many"), ({"core_bits": 0}, "from 1 to 8"),
+        ({"refit_sweeps": -1}, "at least 0"), ({"refit_sweeps": 1}, "needs the statistics"),
     ],
     ids=str,
 )  # fmt: skip

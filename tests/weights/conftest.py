@@ -144,10 +144,16 @@ def dictionary(random: torch.Generator, values: str, quantised: bool = False) ->
     return DictionaryWeight(SparseWeight(positions_of(mask), kept), atoms), (codes * mask) @ dense
 
 
-def tensor_train(random: torch.Generator, rows: tuple[int, ...], columns: tuple[int, ...], bonds: tuple[int, ...], bits: int = 0) -> Example:
+Sizes = tuple[int, ...]
+
+
+def tensor_train(random: torch.Generator, rows: Sizes, columns: Sizes, bonds: Sizes, bits: int = 0) -> Example:
     ends = zip(rows, columns, (1, *bonds), (*bonds, 1), strict=True)
     shapes = [(j * right, left * i) for j, i, left, right in ends]
-    cores = [grid(random, bits, "symmetric", -1, shape=shape) if bits else plain(random, torch.float16, whole(random, *shape)) for shape in shapes]
+    if bits:
+        cores = [grid(random, bits, "symmetric", -1, shape=shape) for shape in shapes]
+    else:
+        cores = [plain(random, torch.float16, whole(random, *shape)) for shape in shapes]
     dense = torch.ones(1, 1, 1, dtype=torch.float64)
     for (_, core), j, i, left, right in zip(cores, rows, columns, (1, *bonds), (*bonds, 1), strict=True):
         tensor = core.double().reshape(j, right, left, i)

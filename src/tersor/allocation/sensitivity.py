@@ -25,8 +25,8 @@ def with_sensitivities(problem: Problem, fitness: Fitness, *, tokens: int, seed:
         seed: Draws it.
     """
     merged, expand = problem.merged()
-    best = [min(range(len(unit.costs)), key=lambda i, unit=unit: (unit.errors[i], unit.costs[i])) for unit in merged.units]  # type: ignore[misc]
-    cheap = [min(range(len(unit.costs)), key=lambda i, unit=unit: (unit.costs[i], unit.errors[i])) for unit in merged.units]  # type: ignore[misc]
+    best = [min(zip(unit.errors, unit.costs, range(len(unit.costs)), strict=True))[2] for unit in merged.units]
+    cheap = [min(zip(unit.costs, unit.errors, range(len(unit.costs)), strict=True))[2] for unit in merged.units]
     start = expand(tuple(best))
     alone = [expand((*best[:index], choice, *best[index + 1 :])) for index, choice in enumerate(cheap)]
     first, *values = fitness([start, *alone], parent=start, tokens=tokens, seed=seed)

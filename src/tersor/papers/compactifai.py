@@ -13,7 +13,7 @@ from tersor.papers.one_shot import OneShot, Size
 
 PAPER = Paper(
     key="compactifai",
-    claim="A schedule of bond dimensions guided by the measured sensitivity of the layers keeps the model closer to the original than one bond "
+    claim="A schedule of bond dimensions guided by the measured sensitivity of the layers keeps the model closer to the original than one "
     "ratio everywhere at the same parameters, and a short training from the decomposed cores ends closer than from random ones.",
     where="tersor.layerwise.tensor_network, tersor.weights.TensorTrainWeight",
 )
@@ -129,9 +129,10 @@ def _profile_notes(units: Sequence[Any], choices: Sequence[int]) -> Iterator[str
     column = PROFILE.index(0.3)
     ordered = sorted(units, key=lambda unit: unit.errors[column])
     least, most = ordered[0], ordered[-1]
+    schedule = " ".join(f"{PROFILE[choice]:g}" for choice in choices)
     yield (
-        f"profile at keep 0.3: least sensitive {least.name} ({least.errors[column]:.3g} nats), most {most.name} ({most.errors[column]:.3g}); "
-        f"kept fractions in the schedule, from the first block on: {' '.join(f'{PROFILE[choice]:g}' for choice in choices)}"
+        f"profile at keep 0.3: least sensitive {least.name} ({least.errors[column]:.3g} nats), most {most.name} "
+        f"({most.errors[column]:.3g}); kept fractions in the schedule, from the first block on: {schedule}"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tersor.papers.frame import Paper, Result, Row
 from tersor.papers.one_shot import OneShot, Size
+from tersor.weights import DictionaryWeight
 
 PAPER = Paper(
     key="cospadi",
@@ -91,7 +92,7 @@ def _shared(bench: OneShot, keep: float, iterations: int) -> dict[str, Any]:
     from tersor.layerwise import cospadi_group
     from tersor.layerwise.rank_sweep import kind_of
 
-    weights = {}
+    weights: dict[str, DictionaryWeight] = {}
     names = sorted(bench.stats, key=lambda name: (kind_of(name), _block(name)))
     for _, members in groupby(names, key=lambda name: (kind_of(name), _block(name) // GROUP)):
         group = list(members)

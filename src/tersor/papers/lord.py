@@ -86,7 +86,7 @@ def _tokens(bench: OneShot) -> Iterator[str]:
         if ratio > worst:
             others = float(centred[:, 1:].mean() / plain[:, 1:].mean())
             worst = ratio
-            note = f"{name}, keep 0.8: the bias multiplies the squared error of first tokens by {ratio:.3g}, that of the others by {others:.3g}"
+            note = f"{name}, keep 0.8: the bias multiplies the squared error of first tokens by {ratio:.3g}, of the others by {others:.3g}"
     yield note
 
 
@@ -122,7 +122,8 @@ def _swept(bench: OneShot, fractions: tuple[float, ...]) -> tuple[list[Row], str
     reference = float(bench.divergence(bench.model).perplexity)
     points = rank_sweep(bench.shapes, fractions, measure, multiple=8)
     rows: list[Row] = [
-        {"method": f"sweep {point.kind}", "keep": point.parameters, "rank_fraction": point.fraction, "perplexity": point.metric} for point in points
+        {"method": f"sweep {point.kind}", "keep": point.parameters, "rank_fraction": point.fraction, "perplexity": point.metric}
+        for point in points
     ]
     chosen = choose_ranks(bench.shapes, points, reference=reference, max_increase=BOUND, multiple=8)
     within = sorted({f"{point.kind} at {point.fraction:.0%}" for point in points if point.metric <= reference * (1 + BOUND)})
@@ -132,7 +133,7 @@ def _swept(bench: OneShot, fractions: tuple[float, ...]) -> tuple[list[Row], str
     perplexity = measure(chosen)
     rows.append({"method": "ranks chosen by the sweep", "keep": None, "perplexity": perplexity})
     return rows, (
-        f"{len(chosen)} of {len(bench.shapes)} layers reach a saving rank within {BOUND:.0%} each kind ({', '.join(within)}); together they "
+        f"{len(chosen)} of {len(bench.shapes)} layers reach a saving rank within {BOUND:.0%} a kind ({', '.join(within)}); together they "
         f"raise the perplexity from {reference:.4g} to {perplexity:.4g}"
     )
 

@@ -159,8 +159,8 @@ def _from_left(x: Tensor, blocks: list[Tensor]) -> Tensor:
     for block in blocks:
         left, rows, columns, right = block.shape
         done, remaining = state.shape[1], state.shape[2] // columns
-        legs = state.reshape(tokens, done, columns, remaining, left).permute(0, 1, 3, 4, 2).reshape(tokens * done * remaining, left * columns)
-        out = legs @ block.permute(0, 2, 1, 3).reshape(left * columns, rows * right)
+        legs = state.reshape(tokens, done, columns, remaining, left).permute(0, 1, 3, 4, 2)
+        out = legs.reshape(tokens * done * remaining, left * columns) @ block.permute(0, 2, 1, 3).reshape(left * columns, rows * right)
         state = out.reshape(tokens, done, remaining, rows, right).transpose(2, 3).reshape(tokens, done * rows, remaining, right)
     return state.flatten(1)
 
@@ -172,7 +172,7 @@ def _from_right(x: Tensor, blocks: list[Tensor]) -> Tensor:
     for block in reversed(blocks):
         left, rows, columns, right = block.shape
         remaining, done = state.shape[1] // columns, state.shape[3]
-        legs = state.reshape(tokens, remaining, columns * right, done).transpose(2, 3).reshape(tokens * remaining * done, columns * right)
-        out = legs @ block.permute(2, 3, 0, 1).reshape(columns * right, left * rows)
+        legs = state.reshape(tokens, remaining, columns * right, done).transpose(2, 3)
+        out = legs.reshape(tokens * remaining * done, columns * right) @ block.permute(2, 3, 0, 1).reshape(columns * right, left * rows)
         state = out.reshape(tokens, remaining, done, left, rows).permute(0, 1, 3, 4, 2).reshape(tokens, remaining, left, rows * done)
     return state.flatten(1)
