@@ -62,8 +62,9 @@ class Setting:
         return [f"{cut}{self.model}", fitted, f"held out {self.held_out} ({self.evaluation:,} tokens)"]
 
 
-def prepare(setting: Setting, folder: Path) -> Material:
-    """Write the dense folder and the calibration windows into ``folder``."""
+def prepare(setting: Setting, folder: Path, threads: int) -> Material:
+    """Write the dense folder and the calibration windows into ``folder``; from here on this process computes on ``threads`` threads."""
+    import torch
     from safetensors.torch import save_file
 
     from tersor import data
@@ -72,6 +73,7 @@ def prepare(setting: Setting, folder: Path) -> Material:
     from tersor.pipeline.job import single_method
     from tersor.pipeline.texts import prepare_texts
 
+    torch.set_num_threads(threads)
     source = load(setting.model)
     if setting.blocks is not None:
         shorten(source, setting.blocks)

@@ -6,6 +6,7 @@ Shapes are those of SmolLM2-135M and a square one of a large model, for 1, 4, 16
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -158,7 +159,8 @@ def row_of(weight: str, shape: tuple[int, int], m: int, threads: int, times: dic
 
 def block_time(rows: list[dict[str, Any]], column: str, m: int, threads: int, head: bool) -> float:
     """Time of the linear layers of SmolLM2-135M, 30 blocks and perhaps the head, from the rows of their shapes."""
-    times = {row["shape"]: row[f"{column}, us"] for row in rows if (row["weight"], row["rows of x"], row["threads"]) == ("4 bits", m, threads)}
+    setting = {"weight": "4 bits", "rows of x": m, "threads": threads}
+    times = {row["shape"]: row[f"{column}, us"] for row in rows if setting.items() <= row.items()}
     total = 30 * sum(count * times[f"{shape[0]}x{shape[1]}"] for shape, count in BLOCK.items())
     return float(total + (times[f"{HEAD[0]}x{HEAD[1]}"] if head else 0))
 
@@ -187,6 +189,8 @@ def overhead(repeats: int) -> float:
 def run(flags: argparse.Namespace) -> int:
     """Measure every case with one thread and with all."""
     session = common.Session("kernels", flags)
+    if hasattr(os, "getloadavg"):
+        session.notes.append(f"Processes that were waiting for a processor when it began: {os.getloadavg()[0]:.1f}.")
     torch.manual_seed(0)
     for threads in (1,) if flags.quick else sorted({1, common.cores()}):
         torch.set_num_threads(threads)

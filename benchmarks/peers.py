@@ -154,7 +154,7 @@ def main() -> int:
     setting = QUICK if parsed.quick else FULL
     session = common.Session("peers", parsed, notes=list(NOTES), data=setting.data)
     with TemporaryDirectory() as name:
-        contest = Contest(session, comparing.prepare(setting, Path(name)), Path(name), python)
+        contest = Contest(session, comparing.prepare(setting, Path(name), parsed.threads), Path(name), python)
         for title, (method, options) in jobs(setting).items():
             if parsed.only not in (None, method):
                 continue

@@ -171,7 +171,7 @@ def main() -> int:
     setting = QUICK if parsed.quick else FULL
     session = common.Session("quantizers", parsed, notes=list(NOTES), data=setting.data)
     with TemporaryDirectory() as name:
-        contest = Contest(session, comparing.prepare(setting, Path(name)), Path(name), python)
+        contest = Contest(session, comparing.prepare(setting, Path(name), parsed.threads), Path(name), python)
         results = []
         for entry in quick_entries() if parsed.quick else entries(parsed.iterations):
             if parsed.only not in (None, entry.tool) and entry.tool != OURS:

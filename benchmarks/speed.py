@@ -138,6 +138,9 @@ def main() -> int:
     session.notes.append(
         f"{length.prompt} prompt tokens, {length.new} new tokens, {length.inner} repeats in a process, {session.repeats} processes each"
     )
+    import torch
+
+    torch.set_num_threads(max(parsed.thread_counts))
     with TemporaryDirectory() as folder:
         measure(session, prepare(Path(folder)), parsed.thread_counts, length, python)
     return session.finish()

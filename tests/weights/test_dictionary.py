@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tersor.errors import CorruptFile, InvalidArgument
@@ -47,6 +47,7 @@ def test_shared_dictionary_counts_once(random):
     assert distinct_nbytes(weights[:1]) == weights[0].nbytes
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-60000, 60000, width=16), min_size=1, max_size=40))
 def test_short_values_differ_by_half_a_step_at_most(values):
     matrix = torch.tensor([values])

@@ -38,7 +38,5 @@ def with_sensitivities(problem: Problem, fitness: Fitness, *, tokens: int, seed:
         scales.append(max(rise, least) / span if span > 0 else 1.0)
     scale_of = dict(zip([unit.name for unit in merged.units], scales, strict=True))
     names = [f"fused:{unit.fused}" if unit.fused is not None else f"unit:{unit.name}" for unit in problem.units]
-    units = tuple(
-        replace(unit, errors=tuple(error * scale_of[name] for error in unit.errors)) for unit, name in zip(problem.units, names, strict=True)
-    )
-    return replace(problem, units=units)
+    scaled = (tuple(error * scale_of[name] for error in unit.errors) for unit, name in zip(problem.units, names, strict=True))
+    return replace(problem, units=tuple(replace(unit, errors=errors) for unit, errors in zip(problem.units, scaled, strict=True)))
