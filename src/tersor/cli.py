@@ -16,6 +16,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]}, help="Make models smaller, and say honestly what that cost.",
 )  # fmt: skip
 
+INTERRUPTED = 130
+
 ModelArgument = Annotated[str, typer.Argument(help="A folder, a .gguf file, a name such as smollm2-135m, or a hub id.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 OutputOption = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
@@ -24,7 +26,7 @@ OutputOption = Annotated[Path, typer.Option("-o", "--output", help="Where to wri
 def main() -> NoReturn:
     """Run the command line. Exit codes: 0 done, 1 the job failed, 2 bad arguments."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except InvalidArgument as error:
         _fail(error, 2)
     except TersorError as error:
@@ -36,7 +38,10 @@ def main() -> NoReturn:
     except typer._click.exceptions.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    sys.exit(0)
+    # Without its standalone mode Typer returns the code of an Exit, and turns an interrupt into one.
+    if code == INTERRUPTED:
+        _fail("stopped; the same command resumes", 1)
+    sys.exit(code or 0)
 
 
 def _fail(error: object, code: int) -> NoReturn:

@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_the_last_state_whole(problem, tmp_path, monkeypatch,
     before = path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[failing], no_space)
-        with pytest.raises(TersorError, match=r"cannot write the search state .*state.json: No space left"):
+        with pytest.raises(TersorError, match=r"cannot write .*state.json: No space left"):
             evopress(problem, Noisy(problem), initial="uniform", state_path=path, **QUICK)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["state.json"]

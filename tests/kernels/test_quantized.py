@@ -86,6 +86,15 @@ def test_float32_agrees_to_a_hundred_thousandth_of_the_norm(bits: int, m: int) -
     assert float((quantized_linear(x, **weight) - exact).norm() / exact.norm()) < 1e-5
 
 
+@pytest.mark.parametrize("bits", range(1, 9), ids=lambda bits: f"{bits}bit")
+def test_a_massive_activation_does_not_drown_its_neighbours(bits: int) -> None:
+    weight, x = weight_of(64, 576, 64, bits, "symmetric"), activations(1, 576)
+    without = quantized_linear(x.index_fill(1, torch.tensor(100), 0.0), **weight)
+    x[0, 100] = 1000.0
+    rest = quantized_linear(x, **weight) - 1000 * dense_of(weight)[:, 100]
+    assert float((rest - without).norm() / without.norm()) < 1e-4
+
+
 @pytest.mark.parametrize("m", [1, 4, 40], ids=lambda m: f"{m}rows")
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)], ids=["bfloat16", "float16"])
 def test_half_activations_are_summed_in_float32(dtype: torch.dtype, bound: float, m: int) -> None:
@@ -222,6 +231,14 @@ def test_autocast_keeps_the_type_of_x() -> None:
     weight = weight_of(5, 64, 32, 4, "symmetric")
     with torch.autocast("cpu", torch.bfloat16):
         assert all(quantized_linear(activations(m, 64), **weight).dtype == torch.float32 for m in (1, 40))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8], ids=lambda bits: f"{bits}bit")
+def test_processors_without_byte_products_get_the_same(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = quantized._compiled()
+    weight, x = weight_of(33, 576, 64, bits, "asymmetric"), activations(1, 576)
+    monkeypatch.setattr(compiled, "has_byte_products", lambda: False)
+    assert error_of(quantized_linear(x, **weight), x, weight) < 2e-6
 
 
 def test_without_numba_the_twin_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from numba import carray, njit
 from numba.core.registry import cpu_target
 
 from tersor.kernels import _simd as simd
+from tersor.kernels import _simd_bytes as fixed
 from tersor.kernels._compiling import FIRST, LAST, compile_body, compile_entry, launch, share
 from tersor.kernels._llvm import has
 from tersor.kernels._rows import BFLOAT16, FLOAT16, guarded, write_row, write_totals
@@ -154,21 +155,21 @@ def _fix(a: Any, per_lane: int, digits: int) -> None:
     parts = per_lane >> 2
     for block in range(a[M] * a[CHUNKS]):
         laid, to = a[LAID] + block * per_lane * 64, a[FIXED] + block * 3 * parts * 64
-        most = simd.int_zeros(1, 1)
+        most = fixed.int_zeros(1, 1)
         for k in range(per_lane):
-            most = simd.max_magnitude(most, simd.load(laid + 64 * k, 1))
-        simd.store(a[UNITS] + block * 64, simd.unit_below(most, digits))
+            most = fixed.max_magnitude(most, simd.load(laid + 64 * k, 1))
+        simd.store(a[UNITS] + block * 64, fixed.unit_below(most, digits))
         for part in range(parts):
-            high = middle = low = simd.int_zeros(1, 1)
+            high = middle = low = fixed.int_zeros(1, 1)
             for b in range(4):
-                value = simd.in_units(simd.load(laid + 64 * (b * parts + part), 1), most, digits)
-                low = simd.with_byte(low, value, b)
-                value = simd.without_byte(value)
-                middle = simd.with_byte(middle, value, b)
-                high = simd.with_byte(high, simd.without_byte(value), b)
-            simd.store_ints(to + 64 * part, high)
-            simd.store_ints(to + 64 * (parts + part), middle)
-            simd.store_ints(to + 64 * (2 * parts + part), low)
+                value = fixed.in_units(simd.load(laid + 64 * (b * parts + part), 1), most, digits)
+                low = fixed.with_byte(low, value, b)
+                value = fixed.without_byte(value)
+                middle = fixed.with_byte(middle, value, b)
+                high = fixed.with_byte(high, fixed.without_byte(value), b)
+            fixed.store_ints(to + 64 * part, high)
+            fixed.store_ints(to + 64 * (parts + part), middle)
+            fixed.store_ints(to + 64 * (2 * parts + part), low)
 
 
 @njit(inline="always")
@@ -183,15 +184,15 @@ def _byte_products(a: Any, m: int, row: int, step: int, end: int, bits: int, row
             row, step = guarded(row, step, rows, 64, end, spare)
         for i in range(rows):
             simd.prefetch(row + i * step + AHEAD)
-        words = simd.load_words(row, step, rows)
-        partial = simd.int_zeros(rows, 1)
+        words = fixed.load_words(row, step, rows)
+        partial = fixed.int_zeros(rows, 1)
         for digit in range(3):
-            partial = simd.shift_byte(partial)
+            partial = fixed.shift_byte(partial)
             for part in range(parts):
-                codes = simd.bytes_of_codes(words, part, bits)
-                partial = simd.add_byte_products(codes, simd.load_ints(x + 64 * (digit * parts + part)), partial)
+                codes = fixed.bytes_of_codes(words, part, bits)
+                partial = fixed.add_byte_products(codes, fixed.load_ints(x + 64 * (digit * parts + part)), partial)
         pick, table = simd.load_bytes(index + 16 * c), tables + simd.read_int(base + 8 * c)
-        scaled = simd.mul_each(simd.to_float(partial), simd.load(units + 64 * c, 1))
+        scaled = fixed.mul_each(simd.to_float(partial), simd.load(units + 64 * c, 1))
         total = simd.fma(simd.lookup(table, 2 * groups, pick, rows), scaled, total)
         total = simd.add_outer(simd.lookup(table + groups, 2 * groups, pick, rows), simd.load(sums + 64 * c, 1), total)
         row += 64

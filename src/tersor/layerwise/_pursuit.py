@@ -14,9 +14,35 @@ from tersor.layerwise._compiled import _compile
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 # Squared norm that is left of an atom below which it lies in the span of those chosen before it.
 _DEPENDENT = np.float32(1e-5)
+# Sums in the order that vectorises best.
+_FAST = {"reassoc", "nsz", "contract"}
 
 
-@_compile(fastmath={"reassoc", "nsz", "contract"})
+@_compile(fastmath=_FAST)
+def _best(alpha: Any, free: Any, orthogonal: Any) -> Any:
+    """The atom to choose, -1 if none is left: chosen and dependent atoms have nothing free."""
+    best, most = -1, np.float32(-1.0)
+    for atom in range(alpha.shape[0]):
+        if free[atom] > _DEPENDENT:
+            score = alpha[atom] * alpha[atom]
+            if orthogonal:
+                score /= free[atom]
+            if score > most:
+                best, most = atom, score
+    return best
+
+
+@_compile(fastmath=_FAST)
+def _back_substitute(rows: Any, chosen: Any, codes: Any, size: Any) -> None:
+    """Solve for the coefficients through the columns of the chosen atoms."""
+    for step in range(size - 1, -1, -1):
+        value = codes[step]
+        for later in range(step + 1, size):
+            value -= rows[step, chosen[later]] * codes[later]
+        codes[step] = value / rows[step, chosen[step]]
+
+
+@_compile(fastmath=_FAST)
 def pursue(products: Any, gram: Any, n_chosen: Any, orthogonal: Any, chosen: Any, codes: Any) -> None:
     """For every signal choose atoms one by one and solve least squares on those chosen.
 
@@ -42,15 +68,7 @@ def pursue(products: Any, gram: Any, n_chosen: Any, orthogonal: Any, chosen: Any
             free[atom] = gram[atom, atom]
         size = 0
         for step in range(n_chosen):
-            best, most = -1, np.float32(-1.0)
-            for atom in range(k):
-                # Chosen and dependent atoms have nothing free.
-                if free[atom] > _DEPENDENT:
-                    score = alpha[atom] * alpha[atom]
-                    if orthogonal:
-                        score /= free[atom]
-                    if score > most:
-                        best, most = atom, score
+            best = _best(alpha, free, orthogonal)
             if best < 0:
                 break
             row = rows[step]
@@ -71,18 +89,47 @@ def pursue(products: Any, gram: Any, n_chosen: Any, orthogonal: Any, chosen: Any
             chosen[signal, step] = best
             codes[signal, step] = weight
             size += 1
-        for step in range(size, n_chosen):
-            chosen[signal, step] = -1
-            codes[signal, step] = _ZERO
-        # Back substitution through the columns of the chosen atoms.
-        for step in range(size - 1, -1, -1):
-            value = codes[signal, step]
-            for later in range(step + 1, size):
-                value -= rows[step, chosen[signal, later]] * codes[signal, later]
-            codes[signal, step] = value / rows[step, chosen[signal, step]]
+        chosen[signal, size:] = -1
+        codes[signal, size:] = _ZERO
+        _back_substitute(rows, chosen[signal], codes[signal], size)
 
 
-@_compile(fastmath={"reassoc", "nsz", "contract"})
+@_compile(fastmath=_FAST)
+def _project(residual: Any, code: Any, users: Any, old: Any, new: Any, projected: Any) -> None:
+    """The errors without the atom ``old``, which are ``residual + code * old``, along ``new``."""
+    along = _ZERO
+    for entry in range(old.shape[0]):
+        along += old[entry] * new[entry]
+    for user in range(users.shape[0]):
+        row = residual[users[user]]
+        dot = _ZERO
+        for entry in range(old.shape[0]):
+            dot += row[entry] * new[entry]
+        projected[user] = dot + code[users[user]] * along
+
+
+@_compile(fastmath=_FAST)
+def _turn(residual: Any, code: Any, users: Any, old: Any, new: Any, projected: Any, direction: Any) -> Any:
+    """One power iteration of ``new``; false if there is no error left to turn to."""
+    direction[:] = _ZERO
+    shared, norm = _ZERO, _ZERO
+    for user in range(users.shape[0]):
+        row, factor = residual[users[user]], projected[user]
+        shared += factor * code[users[user]]
+        for entry in range(old.shape[0]):
+            direction[entry] += factor * row[entry]
+    for entry in range(old.shape[0]):
+        direction[entry] += shared * old[entry]
+        norm += direction[entry] * direction[entry]
+    if not norm > _ZERO:
+        return False
+    inverse = _ONE / np.sqrt(norm)
+    for entry in range(old.shape[0]):
+        new[entry] = direction[entry] * inverse
+    return True
+
+
+@_compile(fastmath=_FAST)
 def update_atoms(residual: Any, atoms: Any, codes: Any, iterations: Any) -> None:
     """One sweep of K-SVD: every atom and its codes become the leading singular pair of what the other atoms leave on its signals.
 
@@ -93,51 +140,23 @@ def update_atoms(residual: Any, atoms: Any, codes: Any, iterations: Any) -> None
         iterations: Power iterations from the present atom; each can only lower the error.
     """
     n, d = residual.shape
-    k = atoms.shape[0]
     users = np.empty(n, np.int64)
-    projected = np.empty(n, np.float32)
-    direction = np.empty(d, np.float32)
-    for atom in range(k):
-        own, code = atoms[atom], codes[atom]
+    projected, direction = np.empty(n, np.float32), np.empty(d, np.float32)
+    for atom in range(atoms.shape[0]):
+        new, code = atoms[atom], codes[atom]
         count = 0
         for signal in range(n):
             if code[signal] != _ZERO:
                 users[count] = signal
                 count += 1
-        if count == 0:
-            continue
-        # The errors of the signals without this atom are residual + code * atom; they are never formed.
-        old = own.copy()
-        for iteration in range(iterations + 1):
-            along = _ZERO
-            for entry in range(d):
-                along += old[entry] * own[entry]
-            for user in range(count):
-                row = residual[users[user]]
-                dot = _ZERO
-                for entry in range(d):
-                    dot += row[entry] * own[entry]
-                projected[user] = dot + code[users[user]] * along
-            if iteration == iterations:
+        old, own = new.copy(), users[:count]
+        _project(residual, code, own, old, new, projected)
+        for _ in range(iterations):
+            if not _turn(residual, code, own, old, new, projected, direction):
                 break
-            direction[:] = _ZERO
-            shared = _ZERO
-            for user in range(count):
-                row, factor = residual[users[user]], projected[user]
-                shared += factor * code[users[user]]
-                for entry in range(d):
-                    direction[entry] += factor * row[entry]
-            norm = _ZERO
-            for entry in range(d):
-                direction[entry] += shared * old[entry]
-                norm += direction[entry] * direction[entry]
-            if not norm > _ZERO:
-                break
-            inverse = _ONE / np.sqrt(norm)
-            for entry in range(d):
-                own[entry] = direction[entry] * inverse
+            _project(residual, code, own, old, new, projected)
         for user in range(count):
-            row, before, after = residual[users[user]], code[users[user]], projected[user]
+            row, before, after = residual[own[user]], code[own[user]], projected[user]
             for entry in range(d):
-                row[entry] += before * old[entry] - after * own[entry]
-            code[users[user]] = after
+                row[entry] += before * old[entry] - after * new[entry]
+            code[own[user]] = after

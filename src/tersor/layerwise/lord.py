@@ -67,22 +67,20 @@ def lord(
     _check_options(center, rank_multiple, factor_bits, damping, factor_dtype)
     rank = _rank((values.shape[0], values.shape[1]), keep, rank, rank_multiple)
 
-    def make(centred: bool) -> CompressedWeight:
+    def make(centred: bool) -> LowRankWeight | BiasedWeight:
         root, used = _centred_root(stats, damping) if centred else damped_cholesky(stats.hessian.double(), damping)
-        factors = truncate(values, root, rank, "float32" if factor_bits is not None else factor_dtype)
+        factors = truncate(values, root, rank, factor_dtype if factor_bits is None else "float32")
         if factor_bits is not None:
             factors = quantise_factors(factors, values, root @ root.T, factor_bits, factor_group_size)
-        made: CompressedWeight = factors
-        if centred:
-            made = BiasedWeight(factors, _narrow((values.double() - factors.dense().double()) @ stats.mean.double()))
+        made = _with_mean(factors, values, stats) if centred else factors
         made.report = {"rank": rank, "centred": centred, "error": affine_error(values, made, stats), "damping": used}
         return made
 
     if center != "auto":
-        return make(center)  # type: ignore[return-value]
+        return make(center)
     plain, centred = make(False), make(True)
     worthwhile = plain.report["error"] > _EXACT and centred.report["error"] < (1 - _WORTHWHILE) * plain.report["error"]
-    return centred if worthwhile else plain  # type: ignore[return-value]
+    return centred if worthwhile else plain
 
 
 def affine_error(weight: Tensor, compressed: CompressedWeight, stats: LayerStats) -> float:
@@ -133,10 +131,11 @@ def _centred_root(stats: LayerStats, damping: float) -> tuple[Tensor, float]:
         return vectors * values.clamp(min=0).sqrt(), 0.0
 
 
-def _narrow(bias: Tensor) -> Tensor:
-    """In float16, or float32 if a value overflows."""
+def _with_mean(factors: LowRankWeight, weight: Tensor, stats: LayerStats) -> BiasedWeight:
+    """``factors`` and the mean of what they leave out, in float16, or in float32 if a value overflows."""
+    bias = (weight.double() - factors.dense().double()) @ stats.mean.double()
     half = bias.half()
-    return half if bool(torch.isfinite(half).all()) else bias.float()
+    return BiasedWeight(factors, half if bool(torch.isfinite(half).all()) else bias.float())
 
 
 def _check_options(center: object, rank_multiple: int, factor_bits: int | None, damping: float, factor_dtype: FactorType) -> None:
