@@ -20,7 +20,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
-CPU_TORCH = ("torch", "--extra-index-url=https://download.pytorch.org/whl/cpu")
 Row = dict[str, Any]
 
 

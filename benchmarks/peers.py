@@ -147,7 +147,7 @@ NOTES = (
 def main() -> int:
     """Run the benchmark."""
     flags = common.parser(__doc__, repeats=3, threads=common.cores())
-    common.add_peer(flags, "llmcompressor-python", ["llmcompressor==0.14.0.1", *common.CPU_TORCH])
+    common.add_peer(flags, "llmcompressor-python", ["llmcompressor==0.14.0.1"])
     flags.add_argument("--only", choices=["gptq", "sparsegpt", "awq"], help="one method alone")
     parsed = flags.parse_args()
     python = common.peer_python(parsed, "llmcompressor-python")

@@ -162,7 +162,7 @@ NOTES = (
 def main() -> int:
     """Run the benchmark."""
     flags = common.parser(__doc__, repeats=1, threads=common.cores())
-    packages = ["auto-round==0.16.1", "hqq==0.2.8.post1", "optimum-quanto==0.2.7", *common.CPU_TORCH]
+    packages = ["auto-round==0.16.1", "hqq==0.2.8.post1", "optimum-quanto==0.2.7"]
     common.add_peer(flags, "quantizers-python", packages)
     flags.add_argument("--iterations", type=int, default=50, help="of auto-round")
     flags.add_argument("--only", help="one peer, and our rows")
