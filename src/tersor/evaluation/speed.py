@@ -120,11 +120,14 @@ def process_memory() -> tuple[int, int]:
 
     now = psutil.Process().memory_info()
     peak = getattr(now, "peak_wset", 0)
-    if not peak:
+    status = Path("/proc/self/status")
+    if not peak and status.is_file():
+        # Not ru_maxrss: a child starts with the peak of the process that started it.
+        peak = next((1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")), 0)
+    elif not peak:
         import resource
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return int(now.rss), max(int(peak), int(now.rss))
 
 

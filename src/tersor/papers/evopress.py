@@ -33,7 +33,7 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("about 3 bits of {2,3,4,5}", [{"method": "gptq", "bits": [2, 3, 4, 5], "group_size": 64, "act_order": True}], 1),
+    Setting("about 3 bits of {2,3,4,5}", [{"method": "gptq", "bits": [2, 3, 4, 5], "act_order": True}], 1),
     Setting("50 % sparsity", [{"method": "sparsegpt", "sparsity": [0.3, 0.4, 0.5, 0.6, 0.7]}], 2),
 )
 
