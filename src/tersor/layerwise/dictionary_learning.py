@@ -88,7 +88,7 @@ def encode(atoms: Tensor, signals: Tensor, n_nonzero: int, coder: Coder = "omp",
     """Sparse codes ``[n, k]`` of ``signals`` ``[n, d]`` for ``atoms`` ``[k, d]`` of norm one.
 
     ``"omp"`` is orthogonal matching pursuit. ``"ols"`` looks one step further, at what each atom would leave, for the same work, and is
-    mostly a little closer. ``"iht"`` thresholds gradient steps from the given ``codes`` on: a few matrix products in all, up to twice as fast
+    mostly a little closer. ``"iht"`` thresholds gradient steps from the given ``codes`` on: a few matrix products in all, up to 2x as fast
     for wide layers, and a little further off.
 
     Args:
