@@ -191,6 +191,15 @@ def test_gradient_of_x(m: int) -> None:
     assert torch.allclose(gradient, direction @ dense_of(weight), rtol=1e-4, atol=1e-4)
 
 
+def test_tiles_of_inference_mode_serve_training() -> None:
+    weight, x = weight_of(33, 192, 64, 4, "asymmetric"), activations(40, 192)
+    with ThreadPoolExecutor(1) as fresh_thread, torch.inference_mode():
+        inferred = fresh_thread.submit(torch.inference_mode()(lambda: quantized_linear(x, **weight))).result()
+        trained = fresh_thread.submit(lambda: quantized_linear(x.clone().requires_grad_(), **weight))
+    trained.result().sum().backward()
+    assert torch.equal(inferred, trained.result())
+
+
 def test_gradient_of_the_scale_goes_through_the_twin() -> None:
     weight = weight_of(5, 64, 32, 4, "asymmetric")
     scale = weight["scale"].float().requires_grad_()

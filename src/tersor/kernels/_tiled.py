@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 # Smaller dense tiles make torch's GEMM slower, larger ones leave the cache.
 _TILE_BYTES = 1 << 22
+_kept = threading.local()
 
 # The dense rows in a type, some at a time, each tile with the number of its first row.
 Tiles: TypeAlias = Callable[[torch.dtype], Iterator[tuple[int, Tensor]]]
@@ -18,11 +20,20 @@ Tiles: TypeAlias = Callable[[torch.dtype], Iterator[tuple[int, Tensor]]]
 def tiles(rows: int, columns: int, dtype: torch.dtype, write: Callable[[int, int, Tensor], None]) -> Iterator[tuple[int, Tensor]]:
     """Tiles that ``write(first, last, buffer)`` fills; each is overwritten by the next."""
     height = min(rows, max(16, _TILE_BYTES // (columns * dtype.itemsize)))
-    buffer = torch.empty(height, columns, dtype=dtype)
-    for first in range(0, rows, height):
-        last = min(rows, first + height)
-        write(first, last, buffer)
-        yield first, buffer[: last - first]
+    # New memory costs a page fault every 4 KiB, about as much as filling it, so each thread keeps the last buffer.
+    memory = _kept.__dict__.pop("memory", None)
+    if memory is None or memory.numel() < height * columns * dtype.itemsize:
+        with torch.inference_mode(False):  # what is kept may be used outside of it
+            memory = torch.empty(max(_TILE_BYTES, height * columns * dtype.itemsize), dtype=torch.uint8)
+    buffer = memory[: height * columns * dtype.itemsize].view(dtype).view(height, columns)
+    try:
+        for first in range(0, rows, height):
+            last = min(rows, first + height)
+            write(first, last, buffer)
+            yield first, buffer[: last - first]
+    finally:
+        if memory.numel() <= _TILE_BYTES:
+            _kept.memory = memory
 
 
 def multiply(x: Tensor, y: Tensor, dense: Tiles) -> None:

@@ -26,7 +26,7 @@ _VALUE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _COLUMN_TYPES = (torch.uint8, torch.int16, torch.int32)
 
 # Rows of x up to which the stored form beats dense tiles (benchmarks/kernels.py): bfloat16 GEMM is the faster one to beat.
-_MAX_ROWS = {torch.float32: 12, torch.bfloat16: 6}
+_MAX_ROWS = {torch.float32: 16, torch.bfloat16: 6}
 # Kept values below which a second thread costs more than it saves.
 _GRAIN = 1 << 15
 

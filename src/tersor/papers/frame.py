@@ -121,6 +121,7 @@ def reproduce(key: str, quick: bool = False) -> Reproduction:
     """
     from tersor.files import write_json
     from tersor.papers.catalogue import keys, results_folder
+    from tersor.pipeline.reporting import versions
 
     if key not in keys():
         raise InvalidArgument(f"unknown paper {key!r}; 'tersor papers' lists the keys")
@@ -131,21 +132,9 @@ def reproduce(key: str, quick: bool = False) -> Reproduction:
     began = time.perf_counter()
     result = run(quick)
     command = f"tersor reproduce {key}{' --quick' if quick else ''}"
-    reproduction = Reproduction(key, paper.claim, result, command, time.perf_counter() - began, _versions())
+    reproduction = Reproduction(key, paper.claim, result, command, time.perf_counter() - began, versions())
     if not quick:
         folder = results_folder()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{key}.json", reproduction.to_dict())
     return reproduction
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("tersor", "torch", "transformers", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -173,8 +173,3 @@ def assemble(model: Model, menu: Menu, database: LevelDatabase, choices: tuple[i
     for name, index in zip(menu.layers, choices, strict=True):
         small.replace(name, database.weight(name, index))
     return small
-
-
-def describe(menu: Menu, choices: tuple[int, ...]) -> str:
-    """The assignment as JSON, for the run's record."""
-    return json.dumps({name: levels[index].label for name, levels, index in zip(menu.layers, menu.levels, choices, strict=True)}, indent=1)

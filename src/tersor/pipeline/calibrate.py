@@ -75,12 +75,10 @@ class Plan:
 
     Attributes:
         choices: For each layer name, its ``(method, options)`` pairs.
-        embeddings: Names among them that are embedding tables.
         fraction: Size that the budget leaves, as a fraction of the 16-bit size; picks the level that the next block is fitted to.
     """
 
     choices: dict[str, list[LevelChoice]]
-    embeddings: frozenset[str]
     fraction: float | None
 
     @classmethod
@@ -96,7 +94,7 @@ class Plan:
         choices = {name: [with_group_size(choice, model.shape(name)[1]) for choice in pairs] for name, pairs in wanted.items()}
         if not choices:
             raise InvalidArgument("nothing to compress: the model has no linear layers, or 'skip' names them all")
-        return cls(choices, frozenset(tables), fraction)
+        return cls(choices, fraction)
 
 
 def build_levels(

@@ -46,7 +46,7 @@ def make_report(job: Job, found: Allocation, small: Model, clock: Timed) -> RunR
         model=job.model.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=" ".join(["tersor", *sys.argv[1:]]),
-        versions=_versions(),
+        versions=versions(),
         budget=job.budget,
         texts=job.texts.sources,
         rows=rows,
@@ -96,7 +96,8 @@ def _warnings(job: Job, layers: list[LayerRow], rows: list[ReportRow]) -> list[s
     return warnings
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
     found: dict[str, Any] = {"python": platform.python_version()}
     for name in ("tersor", "torch", "transformers", "numpy"):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -112,8 +111,3 @@ def _first_difference(before: Any, now: Any, key: str = "") -> str:
                 return _first_difference(before.get(name), now.get(name), f"{key}.{name}" if key else name)
     shown = [text if len(text) <= 40 else text[:37] + "..." for text in (json.dumps(before), json.dumps(now))]
     return f"{key + ' ' if key else ''}{shown[0]} before, {shown[1]} now"
-
-
-def digest(data: bytes) -> str:
-    """SHA-256 of ``data``, hexadecimal."""
-    return hashlib.sha256(data).hexdigest()

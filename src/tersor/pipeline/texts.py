@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from tersor.files import write_atomically
 from tersor.models import Model
 from tersor.pipeline.dtypes import fast_dtype
 from tersor.pipeline.recipe import Recipe
-from tersor.pipeline.rundir import digest
 
 SAMPLED_AT_ONCE = 128  # sequences; a matrix product of fewer rows does not fill the vector units
 
@@ -36,12 +34,6 @@ class Texts:
     search: Tensor | None
     evaluation: Tensor | None
     sources: dict[str, str]
-
-    def describe(self) -> dict[str, Any]:
-        """Source and hash of each part: what a resumed run is checked against."""
-        parts = {name: getattr(self, name) for name in ("calibration", "held_out", "search", "evaluation")}
-        hashes = {name: digest(part.numpy().tobytes()) for name, part in parts.items() if part is not None}
-        return {"sources": self.sources, "sha256": hashes}
 
 
 def _needed(recipe: Recipe) -> tuple[int, int, int]:
