@@ -9,7 +9,9 @@ from torch import Tensor
 
 from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_integer, check_number
-from tersor.weights import LowRankWeight, check_matrix
+from tersor.layerwise.hessian import damped_cholesky
+from tersor.layerwise.stats import LayerStats
+from tersor.weights import BiasedWeight, LowRankWeight, check_matrix
 
 FactorType = Literal["float16", "bfloat16", "float32"]
 _DEFAULT_KEEP = 0.5
@@ -80,6 +82,25 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, float]:
         basis = torch.linalg.qr(matrix @ vectors).Q
     kept = float((basis.T @ matrix).square().sum())
     return basis, kept / total if total > 0 else 1.0
+
+
+def centred_root(stats: LayerStats, damping: float) -> tuple[Tensor, float]:
+    """A root ``[in, in]`` of the covariance of the inputs, and the damping that it took."""
+    mean = stats.mean.double()
+    covariance = stats.hessian.double() - torch.outer(mean, mean)
+    try:
+        return damped_cholesky(covariance, damping)
+    except InvalidArgument:
+        # Inputs that hardly vary leave little but rounding, which no damping relative to itself makes definite.
+        values, vectors = torch.linalg.eigh(covariance)
+        return vectors * values.clamp(min=0).sqrt(), 0.0
+
+
+def with_mean(factors: LowRankWeight, weight: Tensor, stats: LayerStats) -> BiasedWeight:
+    """``factors`` and the mean of what they leave out, in float16, or in float32 if a value overflows."""
+    bias = (weight.double() - factors.dense().double()) @ stats.mean.double()
+    half = bias.half()
+    return BiasedWeight(factors, half if bool(torch.isfinite(half).all()) else bias.float())
 
 
 def _times(weight: Tensor, multiplier: Tensor | None) -> Tensor:
