@@ -59,7 +59,13 @@ def measured(name: str, columns: Sequence[str] | None, results: Path = RESULTS) 
     rows = recorded["rows"]
     chosen = columns or list(dict.fromkeys(key for row in rows for key in row))
     table = markdown(chosen, [[cell(row.get(column)) for column in chosen] for row in rows])
-    return "\n\n".join([table, _source(recorded), *(f"- {note}" for note in recorded.get("notes", ()))])
+    points = [*map(_claim, recorded.get("claims", ())), *recorded.get("notes", ())]
+    return "\n\n".join([table, _source(recorded), *(["\n".join(f"- {point}" for point in points)] if points else [])])
+
+
+def _claim(claim: Mapping[str, Any]) -> str:
+    sign, verdict = "at least" if claim["at_least"] else "at most", "holds" if claim["holds"] else "does not hold"
+    return f"{claim['says']}: {claim['value']:.3g} ({sign} {claim['bound']:.3g}): {verdict}"
 
 
 def cell(value: Any) -> str:

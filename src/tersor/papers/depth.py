@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def depth_rows(model: Any, size: Any, folder: Path, seeds: tuple[int, ...]) -> I
         measured = divergence_on(model, job.assemble(chosen), evaluation)
         return {
             "setting": SETTING, "method": method, "seed": seed, "bytes": problem.cost(chosen) + job.menu.fixed,
-            "kl": measured.kl, "perplexity": measured.perplexity, "evaluations": evaluations,
+            "kl": measured.kl, "perplexity": measured.perplexity, "evaluations": evaluations, "sets": math.comb(len(blocks), drop),
         }
 
     yield row("cosine score", choices(_lowest(_cosine_scores(job), drop)))
@@ -64,6 +65,11 @@ def depth_rows(model: Any, size: Any, folder: Path, seeds: tuple[int, ...]) -> I
             stages=size.stages, seed=seed, groups="size", initial=sets[best],
         )  # fmt: skip
         yield row("evopress", found.choices, seed, found.evaluations + RANDOM)
+
+
+def is_exhausted(rows: Sequence[Row]) -> bool:
+    """Whether the random sets of ``rows`` are all the sets there are, so that no search can do better."""
+    return any(row["setting"] == SETTING and row["evaluations"] > row["sets"] for row in rows if row["method"] == "best of 64 random")
 
 
 def _block(name: str) -> int:
