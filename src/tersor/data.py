@@ -53,6 +53,21 @@ def text(source: str | Path) -> str:
     return content
 
 
+def folder(name: str) -> Path:
+    """The folder ``$TERSOR_DATA/name`` of real data that is not text: images, click logs, meshes.
+
+    Raises:
+        InvalidArgument: If ``TERSOR_DATA`` is not set or has no such folder.
+    """
+    data = os.environ.get("TERSOR_DATA")
+    if not data:
+        raise InvalidArgument(f"the data {name!r} is looked up in the folder that TERSOR_DATA names; set it")
+    path = Path(data) / name
+    if not path.is_dir():
+        raise InvalidArgument(f"there is no folder {path}; TERSOR_DATA must name the folder that holds {name!r}")
+    return path
+
+
 def windows(tokens: Tensor, length: int) -> Tensor:
     """Cut ``tokens`` ``[n]`` into windows ``[n // length, length]`` that do not overlap; what is left over is dropped.
 
