@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tersor.weights import (
     BiasedWeight,
+    CodebookWeight,
     CompressedWeight,
     DenseWeight,
     DictionaryWeight,
@@ -144,6 +145,14 @@ def dictionary(random: torch.Generator, values: str, quantised: bool = False) ->
     return DictionaryWeight(SparseWeight(positions_of(mask), kept), atoms), (codes * mask) @ dense
 
 
+def codebook(random: torch.Generator, count: int, bits: int, group: int) -> Example:
+    codes = torch.randint(0, 2**bits, (OUT, IN // group, count), generator=random, dtype=torch.uint8)
+    codebooks, scale = whole(random, count, 2**bits, group), 2.0 ** torch.randint(-2, 3, (OUT,), generator=random)
+    groups = [[sum(codebooks[m, code] for m, code in enumerate(group_codes)) for group_codes in row] for row in codes.tolist()]
+    dense = torch.stack([torch.cat(row) for row in groups]) * scale.unsqueeze(1)
+    return CodebookWeight(codes, codebooks, scale, bits=bits), dense
+
+
 Sizes = tuple[int, ...]
 
 
@@ -197,6 +206,10 @@ EXAMPLES: dict[str, Builder] = {
     "residual_stack-1": lambda random: residual_stack(random, 1, 1, scaled=False),
     "residual_stack-3-input_scale": lambda random: residual_stack(random, 2, 3, scaled=True),
     "residual_stack-odd-width": lambda random: residual_stack(random, 3, 2, scaled=True, shape=(7, 21)),
+    **{
+        f"codebook-{count}x{bits}-{group}": lambda random, c=count, b=bits, g=group: codebook(random, c, b, g)
+        for count, bits, group in ((1, 8, 4), (2, 8, 8), (3, 5, 6), (8, 1, 1), (1, 3, 24))
+    },
     "dictionary-float16": lambda random: dictionary(random, "float16"),
     "dictionary-float14": lambda random: dictionary(random, "float14"),
     "dictionary-4bit": lambda random: dictionary(random, "4bit", quantised=True),

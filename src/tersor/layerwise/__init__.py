@@ -1,9 +1,11 @@
 """One trained weight in, one compressed weight out: plain functions ``method(weight, stats, **options)``, no model in sight."""
 
+from tersor.layerwise.additive_codebooks import additive_codebooks
 from tersor.layerwise.awq import awq
 from tersor.layerwise.bitstack import bitstack
 from tersor.layerwise.cospadi import cospadi, cospadi_group
 from tersor.layerwise.eora import compensate, eora
+from tersor.layerwise.feature_mimicking import MimickedEmbedding, embedding_error, feature_mimicking, mimic_embedding
 from tersor.layerwise.gptq import gptq
 from tersor.layerwise.grid import Grid
 from tersor.layerwise.hessian import HessianFactor, factorize
@@ -25,7 +27,9 @@ __all__ = [
     "HessianFactor",
     "LayerStats",
     "Method",
+    "MimickedEmbedding",
     "StatsAccumulator",
+    "additive_codebooks",
     "asvd",
     "awq",
     "bitstack",
@@ -33,14 +37,17 @@ __all__ = [
     "cospadi",
     "cospadi_group",
     "drop",
+    "embedding_error",
     "eora",
     "factorize",
+    "feature_mimicking",
     "find_method",
     "gptq",
     "keep",
     "layer_error",
     "lord",
     "magnitude",
+    "mimic_embedding",
     "register",
     "rtn",
     "sparsegpt",

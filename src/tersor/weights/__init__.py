@@ -2,6 +2,7 @@
 
 from tersor.weights.base import KINDS, CompressedWeight, check_matrix, check_state, weight_from_config
 from tersor.weights.biased import BiasedWeight
+from tersor.weights.codebook import CodebookWeight
 from tersor.weights.dense import DenseWeight
 from tersor.weights.dictionary import DictionaryWeight, distinct_nbytes
 from tersor.weights.lowrank import LowRankWeight
@@ -24,6 +25,7 @@ from tersor.weights.zero import ZeroWeight
 __all__ = [
     "KINDS",
     "BiasedWeight",
+    "CodebookWeight",
     "CompressedConv2d",
     "CompressedEmbedding",
     "CompressedLinear",
