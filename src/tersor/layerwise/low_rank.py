@@ -68,19 +68,19 @@ def truncate(weight: Tensor, multiplier: Tensor | None, rank: int, factor_dtype:
 
 
 def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, float]:
-    """The ``rank`` leading left singular vectors of ``matrix`` ``[out, n]`` and the fraction of its energy that they hold.
+    """The ``rank`` leading left singular vectors of ``matrix`` ``[..., out, n]`` and the fraction of its energy that they hold.
 
     Taken from the eigenvectors of the smaller Gram matrix, in half the time of a singular value decomposition; singular values below
     1e-8 of the largest are not resolved, far below the rounding of any stored factor.
     """
-    out_features, width = matrix.shape
+    out_features, width = matrix.shape[-2:]
     total = float(matrix.square().sum())
     if out_features <= width:
-        basis = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -rank:].flip(1)
+        basis = torch.linalg.eigh(matrix @ matrix.mT).eigenvectors[..., -rank:].flip(-1)
     else:
-        vectors = torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -rank:].flip(1)
+        vectors = torch.linalg.eigh(matrix.mT @ matrix).eigenvectors[..., -rank:].flip(-1)
         basis = torch.linalg.qr(matrix @ vectors).Q
-    kept = float((basis.T @ matrix).square().sum())
+    kept = float((basis.mT @ matrix).square().sum())
     return basis, kept / total if total > 0 else 1.0
 
 

@@ -15,15 +15,17 @@ from tersor.models.model import Model
 _RUN = 256  # tokens of the vocabulary whose probabilities are added up first when one is drawn
 
 
-def continue_text(model: Model, prompt: str, *, max_new_tokens: int, temperature: float, seed: int) -> str:
-    """The continuation of ``prompt``; see :meth:`Model.generate`."""
+def continue_text(
+    model: Model, prompt: str, *, max_new_tokens: int, temperature: float, seed: int, cache: Any | None = None
+) -> str:
+    """The continuation of ``prompt``; see :meth:`Model.generate`, and :func:`sample_tokens` for ``cache``."""
     tokens = model.encode(prompt)
     if tokens.numel() == 0:
         raise InvalidArgument("the prompt is empty and the tokenizer adds no token of its own; give some text")
     ends = end_tokens(model)
     written: list[int] = []
     generator = torch.Generator().manual_seed(seed)
-    for column in sample_tokens(model, tokens[None], max_new_tokens, temperature=temperature, generator=generator):
+    for column in sample_tokens(model, tokens[None], max_new_tokens, temperature=temperature, generator=generator, cache=cache):
         if int(column) in ends:
             break
         written.append(int(column))
@@ -40,7 +42,9 @@ def end_tokens(model: Model) -> set[int]:
     return ids
 
 
-def sample_tokens(model: Model, start: Tensor, n_new: int, *, temperature: float, generator: torch.Generator) -> Iterator[Tensor]:
+def sample_tokens(
+    model: Model, start: Tensor, n_new: int, *, temperature: float, generator: torch.Generator, cache: Any | None = None
+) -> Iterator[Tensor]:
     """Write on, one column of tokens at a time.
 
     Args:
@@ -49,6 +53,7 @@ def sample_tokens(model: Model, start: Tensor, n_new: int, *, temperature: float
         n_new: Columns to write.
         temperature: 0 takes the likeliest token, above 0 samples.
         generator: Of the sampling; the global one is not touched.
+        cache: An empty one to keep keys and values in, such as a compressed one; one that reserves its room unless given.
 
     Yields:
         ``[n]`` tokens, ``n_new`` times.
@@ -63,7 +68,9 @@ def sample_tokens(model: Model, start: Tensor, n_new: int, *, temperature: float
     if start.shape[1] + n_new > model.max_context:
         raise InvalidArgument(f"{start.shape[1]} tokens and {n_new} new ones exceed the context of {model.max_context}")
     options = _forward_options(model.module)
-    seen, inputs, cache = start, start, _reserved_cache(model.config, start.shape[1] + n_new)
+    seen, inputs = start, start
+    if cache is None:
+        cache = _reserved_cache(model.config, start.shape[1] + n_new)
     for _ in range(n_new):
         # No decorator on a generator: the mode would stay on in the caller between two columns.
         with torch.inference_mode():
