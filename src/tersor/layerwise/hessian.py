@@ -57,10 +57,15 @@ def factorize(stats: LayerStats, damping: float, act_order: bool = False) -> Hes
     return factor
 
 
-def damped_cholesky(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+def damped_cholesky(hessian: Tensor, damping: float, *, overwrite: bool = False) -> tuple[Tensor, float]:
     """Lower Cholesky factor of ``hessian`` plus ``damping`` times its mean diagonal, and the damping that it took.
 
     The damping grows tenfold until the matrix is positive definite.
+
+    Args:
+        hessian: ``[n, n]``.
+        damping: What to begin with.
+        overwrite: Whether the diagonal of ``hessian`` may be damped in place, which saves a copy.
 
     Raises:
         InvalidArgument: If ``hessian`` is far from positive semi-definite, so that no reasonable damping mends it.
@@ -68,9 +73,10 @@ def damped_cholesky(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     mean = float(hessian.diagonal().mean())
     unit = mean if mean > 0 else 1.0
     largest = max(damping, _LARGEST_DAMPING)
+    damped = hessian if overwrite else hessian.clone()
+    diagonal = hessian.diagonal().clone()
     while damping <= largest:
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * unit)
+        damped.diagonal().copy_(diagonal + damping * unit)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
             return lower, damping
@@ -79,16 +85,20 @@ def damped_cholesky(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
 
 
 def _factorize(hessian: Tensor, damping: float, act_order: bool) -> HessianFactor:
+    # The matrix of a wide layer is what a job's memory peaks at, so no copy outlives its use.
     hessian = hessian.double()
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if act_order else None
-    if order is not None:
-        hessian = hessian[order][:, order]
+    backwards = hessian.flip(0, 1) if order is None else hessian[order.flip(0).unsqueeze(1), order.flip(0)]
     # Cholesky from the last input to the first gives H = R R^T with R upper triangular, so U = R^-1 without forming the inverse of H.
-    lower, used = damped_cholesky(hessian.flip(0, 1), damping)
-    identity = torch.eye(hessian.shape[0], dtype=torch.float64, device=hessian.device)
-    upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
-    diagonal = upper.diagonal().clone()
-    coefficients = (upper / diagonal.unsqueeze(1)).float()
+    lower, used = damped_cholesky(backwards, damping, overwrite=True)
+    del backwards
+    # Column by column in memory, as LAPACK wants it to solve in place.
+    inverse = torch.eye(hessian.shape[0], dtype=torch.float64, device=hessian.device).mT
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    del lower
+    diagonal = inverse.diagonal().flip(0)
+    inverse /= inverse.diagonal().clone().unsqueeze(1)
+    coefficients = inverse.float().flip(0, 1)
     if not torch.isfinite(coefficients).all():
         raise TersorError("the Hessian of the inputs is too ill-conditioned to factorise; raise damping")
     return HessianFactor(coefficients, diagonal, order, used, int((hessian.diagonal() == 0).sum()))

@@ -159,7 +159,8 @@ class Observer:
 
     def finish(self) -> dict[str, LayerStats]:
         """The statistics of every layer that ran; layers that share an input share one object."""
-        finished = {leader: sums.finish() for leader, sums in self._sums.items()}
+        # One after the other: sums and means of all layers at once would be twice the memory of a block's statistics.
+        finished = {leader: self._sums.pop(leader).finish() for leader in list(self._sums)}
         return {name: finished[self._leader[name]] for name in self._layers if name in self._leader}
 
     def _observe(self, name: str, inputs: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tersor.errors import InvalidArgument, TersorError
 from tersor.layerwise.stats import LayerStats
 from tersor.models.activations import Observer, Propagation
+from tersor.models.casting import converted, lean_copy
 from tersor.models.model import Model, is_tied, name_of, output_head, token_table
 from tersor.models.prefix import PrefixRunner
 from tersor.models.structure import Blocks, Stop, find_blocks, hidden_of, linear_layers, logits_of, run_model, skipped
@@ -54,6 +56,9 @@ class BlockWalk:
         spill_dir: Folder for hidden states on disk; in memory without it.
         mask: ``[n_sequences, length]``, true where a token counts; padding is left out of the statistics.
         held_out_mask: The same for ``held_out``.
+        dtype: Floating type for the forward passes, or ``None`` to run ``model`` itself. With a type the walk works on a copy that
+            shares the values of ``model``; a block is converted when its turn comes and let go afterwards, with whatever
+            :func:`~tersor.weights.modules.set_matrix` put into ``step.layers``, so that the caller need not restore anything.
 
     Attributes:
         outside: After the last step, input statistics of linear layers outside the blocks, an untied head and a tied
@@ -71,20 +76,21 @@ class BlockWalk:
 
     def __init__(
         self, model: Model, tokens: Tensor, held_out: Tensor | None = None, *, batch_size: int = 8, spill_dir: str | Path | None = None,
-        mask: Tensor | None = None, held_out_mask: Tensor | None = None,
+        mask: Tensor | None = None, held_out_mask: Tensor | None = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         if batch_size < 1:
             raise InvalidArgument(f"batch_size must be at least 1, got {batch_size}")
         if getattr(model.config, "is_encoder_decoder", False):
             raise InvalidArgument(f"{model.architecture} pairs an encoder with a decoder; only one stack of blocks can be walked")
-        self._model = model
-        self._blocks = find_blocks(model.module)
+        self._dtype = dtype
+        self._model = model if dtype is None else lean_copy(model, dtype)
+        self._blocks = find_blocks(self._model.module)
         folder = None if spill_dir is None else Path(spill_dir)
         self._passes = []
         for name, part, part_mask in (("tokens", tokens, mask), ("held_out", held_out, held_out_mask)):
             if part is not None:
                 _check_tokens(name, part, part_mask, model)
-                self._passes.append(Propagation(model.module, self._blocks, part, part_mask, batch_size, folder))
+                self._passes.append(Propagation(self._model.module, self._blocks, part, part_mask, batch_size, folder))
         self.outside: dict[str, LayerStats] = {}
         self.outside_held_out: dict[str, LayerStats] = {}
 
@@ -104,10 +110,11 @@ class BlockWalk:
     def __iter__(self) -> Iterator[BlockStep]:
         try:
             for index in range(len(self._blocks)):
-                yield self._step(index)
-                with torch.no_grad():
-                    for propagation in self._passes:
-                        propagation.run(index, store=True)
+                with nullcontext() if self._dtype is None else converted(self._blocks[index], self._dtype):
+                    yield self._step(index)
+                    with torch.no_grad():
+                        for propagation in self._passes:
+                            propagation.run(index, store=True)
             found = [_observe_outside(self._model.module, self._blocks, propagation) for propagation in self._passes]
             self.outside, self.outside_held_out = (*found, {})[:2]
         finally:
