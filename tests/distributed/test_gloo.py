@@ -1,0 +1,72 @@
+"""Two real processes over gloo: the hook, checkpoints, refusals and a lost worker. All checks share one start of the processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from tersor.papers.gloo_workers import run_workers
+
+NAMES = [
+    "csgd topk", "econtrol topk", "ef21_sgdm quant", "ef lowrank", "ef sign", "econtrol randk", "ef lgreco lowrank", "econtrol lgreco topk",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the first worker saw; the second one leaves at the end."""
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("this build of PyTorch has no gloo")
+    folder = tmp_path_factory.mktemp("gloo")
+    codes = run_workers([str(Path(__file__).with_name("gloo_checks.py"))], 2, folder)
+    assert codes == [0, 7], (folder / "output-0.txt").read_text() + (folder / "output-1.txt").read_text()
+    found: dict[str, Any] = json.loads((folder / "seen-0.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_replicas_stay_bit_equal_and_follow_the_simulator(seen: dict[str, Any], name: str):
+    run = seen["training"][name]
+    assert run["moved"] > 0.01
+    assert run["replicas equal"]
+    assert run["simulator"] < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_resumes_bit_identically_with_other_buckets(seen: dict[str, Any], name: str):
+    assert seen["training"][name]["resumed equal"]
+
+
+def test_every_state_is_tried(seen: dict[str, Any]):
+    assert set(seen["training"]) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_wire_carries_what_is_counted(seen: dict[str, Any], name: str):
+    run = seen["training"][name]
+    if run["socket"] is None:
+        pytest.skip("this kernel does not count the bytes of a connection")
+    # Besides the payload there are headers, the barrier-like first exchange of DDP, and 8 steps of tiny messages.
+    assert run["traffic"]["ring_bytes"] <= run["socket"] < 1.2 * run["traffic"]["ring_bytes"] + 20_000
+
+
+def test_layers_were_adjusted(seen: dict[str, Any]):
+    for name in ("ef lgreco lowrank", "econtrol lgreco topk"):
+        assert set(seen["training"][name]["knobs"]) == {"0.weight", "2.weight", "4.weight"}
+
+
+def test_what_cannot_work_is_refused_in_one_sentence(seen: dict[str, Any]):
+    refusals = seen["refusals"]
+    assert "a GradScaler changes the scale of gradients" in refusals["scaler"]
+    assert "workers disagree on the shape of w: [10, 10] on rank 0, [11, 10] on rank 1" in refusals["unequal"]
+    assert "workers disagree on mode: 'ef21' on rank 0, 'ef' on rank 1" in refusals["settings"]
+    assert "needs a model wrapped in DistributedDataParallel, got Sequential" in refusals["bare"]
+
+
+def test_a_lost_worker_is_an_error_that_says_what_to_do(seen: dict[str, Any]):
+    assert seen["lost"].startswith("TersorError: worker 0 of 2 lost contact with another worker")
+    assert seen["lost"].endswith("restart all workers from the last checkpoint")
