@@ -21,6 +21,8 @@ from tersor.weights.modules import CompressedEmbedding, CompressedLinear, compre
 def load_native(path: Path, name: str | None = None) -> Model:
     """A model that :func:`tersor.models.storage.save` wrote, bit for bit; what was not compressed comes back in float32.
 
+    What is stored as it is used stays in the mapped file: replacing or deleting the file does no harm to the model, writing into it does.
+
     Args:
         path: The folder.
         name: What reports call the model; the name it was saved under without it.
@@ -81,8 +83,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     with safe_open(path / TENSORS, framework="pt") as file:
-        # Copies: views of the mapped file would be only as aligned as the header's length happens to be.
-        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
+        views = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    # Views of the mapped file (copied on write): read when they are used, resident once. tersor writes tensors by falling item size,
+    # so they are aligned; a file in another order is checked as well, because kernels read memory by address.
+    return {name: view if view.data_ptr() % view.element_size() == 0 else view.clone() for name, view in views.items()}
 
 
 def _put_compressed(module: nn.Module, weights: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:

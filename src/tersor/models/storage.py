@@ -25,6 +25,7 @@ FORMAT = 1
 TENSORS, DESCRIPTION, CONFIG = "model.safetensors", "tersor.json", "config.json"
 # What tersor.compress keeps in its output folder while it works; the finished model goes beside it.
 _RUN_STATE = Path("run", "job.json")
+_PIECE = 1 << 20  # values looked at together
 _DENSE_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -120,9 +121,8 @@ def _storage_type(name: str, tensor: Tensor, dense_dtype: str) -> torch.dtype:
 
 
 def _is_exact(tensor: Tensor, dtype: torch.dtype) -> bool:
-    flat = tensor.detach().reshape(-1)
-    # Most tensors betray themselves in their first values; only the others are looked at whole.
-    return all(torch.equal(part.to(dtype).to(part.dtype), part) for part in (flat[:1024], flat))
+    # Piece by piece: most tensors betray themselves in the first, and a table is never there twice.
+    return all(torch.equal(part.to(dtype).to(part.dtype), part) for part in tensor.detach().reshape(-1).split(_PIECE))
 
 
 def _write_files(model: Model, tensors: dict[str, Promise], folder: Path) -> None:
