@@ -63,9 +63,10 @@ def run(quick: bool) -> Result:
     plan = QUICK if quick else FULL
     rows: list[Row] = []
     trials: list[Trial] = []
-    notes = []
+    notes, parts = [], []
     for log in plan.logs:
         data = load_clicks(log).subset(*plan.rows)
+        parts.append(f"{log} (test part of {len(data.test):,} rows)")
         for kind in plan.kinds:
             done, note = _trials(data, kind, plan)
             trials += done
@@ -78,7 +79,6 @@ def run(quick: bool) -> Result:
         f"less that of the original trained as long {by_original:+.4f} after it"
         for log, (by_weights, by_original) in gains.items()
     ]
-    parts = [f"{log} (test part of {len(load_clicks(log).subset(*plan.rows).test):,} rows)" for log in plan.logs]
     return Result(
         rows, "singular values of the weights at the same ranks; the original trained as long", margin, SEEDS, margin > 0, parts,
         [*verdicts, *notes],

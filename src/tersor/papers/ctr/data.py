@@ -89,7 +89,8 @@ def load_clicks(name: str) -> ClickData:
         raise InvalidArgument(f"unknown click log {name!r}; known are {', '.join(readers)}")
     columns, labels, published_test = readers[name](folder("ctr") / name)
     rows = len(labels)
-    order = np.random.default_rng(_SPLIT_SEED).permutation(rows - published_test)
+    generator = np.random.default_rng(_SPLIT_SEED)
+    order = generator.permutation(rows - published_test)
     test = np.arange(rows - published_test, rows) if published_test else order[: int(_TEST * rows)]
     rest = order if published_test else order[len(test) :]
     validation, train = np.split(rest, [int(_VALIDATION * rows)])
