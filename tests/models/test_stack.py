@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections import Counter
@@ -17,7 +18,8 @@ from tersor.errors import CorruptFile, InvalidArgument, TersorError
 from tersor.layerwise import LayerStats, bitstack
 from tersor.models import Model, load
 from tersor.models.blocks import BlockWalk
-from tersor.models.stack import BLOCKS, ORDER, load_stack, save_stack
+from tersor.models.restoring import load_native
+from tersor.models.stack import BLOCKS, ORDER, load_stack, parse_resizes, save_stack
 from tersor.models.stack_order import order_by_error, order_by_fitness, output_sensitivity
 from tersor.weights import DenseWeight, ResidualStack
 
@@ -105,9 +107,26 @@ def test_only_the_blocks_between_are_read(scene: SimpleNamespace, monkeypatch: p
     change = model.resize(model.sizes[14])
     assert (change.loaded, change.dropped) == (model.sizes[14] - model.sizes[10], 0)
     assert all([block.signs.data_ptr() for block in weight][: len(kept[name])] == kept[name] for name, weight in stacks_of(model).items())
+    read = count_reads(monkeypatch)
+    assert model.resize(model.sizes[30]).loaded == model.sizes[30] - model.sizes[14] == sum(read)
+    model.resize(model.sizes[14])
     monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("shrinking reads nothing"))
     change = model.resize(model.sizes[3])
     assert (change.loaded, change.dropped) == (0, model.sizes[14] - model.sizes[3])
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of every read from a file that is opened from here on."""
+    plain_open, found = Path.open, []
+
+    class Counted(io.BufferedReader):
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(size)
+            found.append(len(data))
+            return data
+
+    monkeypatch.setattr(Path, "open", lambda path, mode="r", **options: Counted(plain_open(path, mode, buffering=0)))
+    return found
 
 
 def stacks_of(model: Model) -> dict[str, ResidualStack]:
@@ -122,8 +141,20 @@ def test_budgets_are_written_as_everywhere(scene: SimpleNamespace, write: str):
     assert model.nbytes <= limit < model.sizes[model.loaded + 1]
 
 
+def test_it_loads_like_any_model_at_its_largest_size(scene: SimpleNamespace):
+    model = load(scene.folder)
+    assert model.fingerprint() == scene.full.fingerprint()
+    assert model.resize(load_stack(scene.folder).sizes[3]).nbytes == model.nbytes
+
+
+def test_a_model_that_is_no_stack_has_one_size(scene: SimpleNamespace):
+    with pytest.raises(InvalidArgument, match=r"model llama has one size, .* load what 'tersor stack' wrote of it$") as refusal:
+        scene.original.resize("10kB")
+    assert "\n" not in str(refusal.value)
+
+
 def test_the_folder_is_also_a_plain_model_of_the_smallest_size(scene: SimpleNamespace):
-    smallest = load(scene.folder)
+    smallest = load_native(scene.folder)
     assert smallest.nbytes == load_stack(scene.folder).sizes[0]
     assert set(heights(smallest).values()) == {1}
 
@@ -333,3 +364,28 @@ def test_generation_changes_size_on_the_way(stories: SimpleNamespace):
     assert changed.startswith(whole)
     assert model.nbytes == small
     assert model.generate("Once upon a time", max_new_tokens=12, resize={0: large}) == whole
+    told: list[tuple[int, int]] = []
+    def tell(number: int, change: Any) -> None:
+        told.append((number, change.nbytes))
+
+    model.generate("Once", max_new_tokens=8, resize={2: large, 5: small}, on_resize=tell)
+    assert told == [(2, large), (5, small)]
+
+
+def test_a_plan_of_sizes_is_checked_before_a_word_is_written(stories: SimpleNamespace):
+    model = load_stack(stories.folder)
+    before = model.nbytes
+    with pytest.raises(InvalidArgument, match=r"the size '1MB' is for token 12; name one of the 12 tokens, counted from 0"):
+        model.generate("Once", max_new_tokens=12, resize={0: model.sizes[3], 12: "1MB"})
+    with pytest.raises(InvalidArgument, match="below the smallest size"):
+        model.generate("Once", max_new_tokens=12, resize={0: model.sizes[3], 1: 1})
+    assert model.nbytes == before
+
+
+def test_sizes_are_written_with_their_token():
+    assert parse_resizes(["30MB@16", "0.5@0"]) == {16: "30MB", 0: "0.5"}
+    for wrong in ("30MB", "@3", "30MB@", "30MB@-1", "30MB@x"):
+        with pytest.raises(InvalidArgument, match="write SIZE@TOKEN, such as 30MB@16"):
+            parse_resizes([wrong])
+    with pytest.raises(InvalidArgument, match="second size for token 4"):
+        parse_resizes(["1MB@4", "2MB@4"])

@@ -18,7 +18,7 @@ from tersor.models import Model, load
 from tersor.models import storage as storage_module
 from tersor.models.storage import description_checksum, safetensors_size, stored_tensors, tensor_bytes
 from tersor.models.tensorfile import file_sha256
-from tersor.weights import DenseWeight, SumWeight, ZeroWeight
+from tersor.weights import DenseWeight, DictionaryWeight, LowRankWeight, SparseWeight, SumWeight, ZeroWeight, distinct_nbytes
 
 TOKENS = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -94,6 +94,51 @@ def test_a_tied_table_is_stored_once(tiny: SimpleNamespace, tmp_path: Path):
     model.save(tmp_path / "small")
     assert not any(key.startswith("lm_head") for key in load_file(tmp_path / "small" / "model.safetensors"))
     assert model.nbytes == before - 96 * 32 * 4 + 96 * 16 + 96 * 2
+
+
+def share_dictionary(model: Model, compressed: bool = False) -> list[str]:
+    """Two layers of as many inputs that mix the same atoms; their names."""
+    names = [name for name in model.linears() if model.shape(name)[1] == 32][:2]
+    atoms = torch.randn(40, 32, generator=torch.Generator().manual_seed(1)).half()
+    dictionary = LowRankWeight(atoms[:, :4].clone(), atoms[:4].clone()) if compressed else DenseWeight(atoms)
+    for seed, name in enumerate(names):
+        codes = torch.randn(model.shape(name)[0], 40, generator=torch.Generator().manual_seed(seed))
+        model.replace(name, DictionaryWeight(SparseWeight.from_dense(codes, codes > 1), dictionary))
+    return names
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["dense atoms", "compressed atoms"])
+def test_a_dictionary_of_several_layers_is_stored_and_counted_once(tiny: SimpleNamespace, llama: Model, compressed: bool, tmp_path: Path):
+    names = share_dictionary(llama, compressed)
+    apart = sum(llama.weights()[name].nbytes for name in names)
+    once = distinct_nbytes(llama.weights().values())
+    assert once == apart - (2 * 40 * 32 if not compressed else 2 * (40 * 4 + 4 * 32))
+    llama.save(tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert sum(tensor.nbytes for key, tensor in stored.items() if key.startswith(tuple(f"{name}.weight." for name in names))) == once
+    assert llama.nbytes == sum(tensor.nbytes for tensor in stored.values())
+    back = load(tmp_path / "out")
+    assert same_state(llama, back)
+    assert torch.equal(tiny.outputs(back, TOKENS), tiny.outputs(llama, TOKENS))
+    assert back.fingerprint() == llama.fingerprint()
+    assert back.nbytes == back.copy().nbytes == llama.nbytes
+    assert distinct_nbytes(back.weights().values()) == once
+    back.save(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("source", ["model.norm.weight", "nowhere", None, "model.layers.0.self_attn.q_proj.weight.codes.values.high"])
+def test_a_share_of_what_is_not_there_is_refused(llama: Model, source: Any, tmp_path: Path):
+    share_dictionary(llama)
+    llama.save(tmp_path / "out")
+    path = tmp_path / "out" / "tersor.json"
+    description = json.loads(path.read_text())
+    alias = next(iter(alias for alias in description["tied"] if "dictionary" in alias))
+    description["tied"][alias] = source
+    description["checksum"] = description_checksum(description)
+    path.write_text(json.dumps(description))
+    with pytest.raises(CorruptFile, match=r"cannot be tied|its description promises|lack"):
+        load(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_choice, check_integer, check_number, check_stats, check_weight
-from tersor.layerwise.gptq import gptq
+from tersor.layerwise.factors import quantise_factors
 from tersor.layerwise.hessian import damped_cholesky
 from tersor.layerwise.low_rank import FactorType, truncate
 from tersor.layerwise.registry import find_method, register
@@ -126,7 +125,10 @@ def compensate(
     correction = truncate(residual, root, rank, "float32" if factor_bits is not None else factor_dtype)
     kept = correction.report["kept_energy"]
     if factor_bits is not None:
-        correction, kept = _quantise(correction, residual, root, factor_bits, group_size)
+        metric = _metric(root, shape[1])
+        divides = group_size is not None and group_size > 0 and shape[1] % group_size == 0
+        correction = quantise_factors(correction, residual, metric, factor_bits, group_size if group_size and divides else -1)
+        kept = _kept(residual, correction, metric)
     total = SumWeight([base, correction])
     total.report = {"rank": rank, "kept_energy": kept, "space": space} | ({} if used is None else {"damping": used})
     return total
@@ -152,22 +154,14 @@ def _root(stats: LayerStats | None, space: Space, damping: float) -> tuple[Tenso
     return damped_cholesky(stats.hessian.double(), damping)
 
 
-def _quantise(
-    factors: LowRankWeight, residual: Tensor, root: Tensor | None, bits: int, group_size: int | None
-) -> tuple[LowRankWeight, float]:  # fmt: skip
-    """Round the right factor, fit the left one to the rounded one, round that: each error is made up for by what comes after it."""
-    in_features = residual.shape[1]
-    identity = LayerStats.identity(in_features)
-    metric = identity.hessian if root is None else torch.diag(root.square()) if root.ndim == 1 else root @ root.T
-    groups = group_size if group_size is not None and group_size > 0 and in_features % group_size == 0 else -1
-    right = gptq(factors.right.dense(), replace(identity, hessian=metric, cache={}), bits=bits, group_size=groups)
-    reduced = right.dense().double()
-    through = reduced @ metric
-    gram = through @ reduced.T
-    lower, _ = damped_cholesky(gram, 1e-9)
-    left = torch.cholesky_solve(through @ residual.T, lower).T
-    inner = replace(LayerStats.identity(reduced.shape[0]), hessian=gram, cache={})
-    correction = LowRankWeight(gptq(left.float(), inner, bits=bits, group_size=-1), right)
+def _metric(root: Tensor | None, in_features: int) -> Tensor:
+    """The metric itself, float64 ``[in, in]``."""
+    if root is None:
+        return torch.eye(in_features, dtype=torch.float64)
+    return torch.diag(root.square()) if root.ndim == 1 else root @ root.T
+
+
+def _kept(residual: Tensor, correction: LowRankWeight, metric: Tensor) -> float:
     remaining = residual - correction.dense().double()
     lost, total = (float(((error @ metric) * error).sum()) for error in (remaining, residual))
-    return correction, 1 - lost / total if total > 0 else 1.0
+    return 1 - lost / total if total > 0 else 1.0

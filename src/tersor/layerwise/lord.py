@@ -11,9 +11,9 @@ from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_choice, check_integer, check_number, check_stats, check_weight
 from tersor.layerwise.factors import quantise_factors
 from tersor.layerwise.hessian import damped_cholesky
-from tersor.layerwise.low_rank import FactorType, choose_rank, truncate
+from tersor.layerwise.low_rank import FactorType, centred_root, choose_rank, truncate, with_mean
 from tersor.layerwise.registry import register
-from tersor.layerwise.stats import LayerStats
+from tersor.layerwise.stats import LayerStats, layer_error
 from tersor.weights import BiasedWeight, CompressedWeight, LowRankWeight
 
 Centring = bool | Literal["auto"]
@@ -68,12 +68,12 @@ def lord(
     rank = _rank((values.shape[0], values.shape[1]), keep, rank, rank_multiple)
 
     def make(centred: bool) -> LowRankWeight | BiasedWeight:
-        root, used = _centred_root(stats, damping) if centred else damped_cholesky(stats.hessian.double(), damping)
+        root, used = centred_root(stats, damping) if centred else damped_cholesky(stats.hessian.double(), damping)
         factors = truncate(values, root, rank, factor_dtype if factor_bits is None else "float32")
         if factor_bits is not None:
             factors = quantise_factors(factors, values, root @ root.T, factor_bits, factor_group_size)
-        made = _with_mean(factors, values, stats) if centred else factors
-        made.report = {"rank": rank, "centred": centred, "error": affine_error(values, made, stats), "damping": used}
+        made = with_mean(factors, values, stats) if centred else factors
+        made.report = {"rank": rank, "centred": centred, "error": layer_error(values, made, stats), "damping": used}
         return made
 
     if center != "auto":
@@ -81,21 +81,6 @@ def lord(
     plain, centred = make(False), make(True)
     worthwhile = plain.report["error"] > _EXACT and centred.report["error"] < (1 - _WORTHWHILE) * plain.report["error"]
     return centred if worthwhile else plain
-
-
-def affine_error(weight: Tensor, compressed: CompressedWeight, stats: LayerStats) -> float:
-    """Relative squared error of a layer's output with the bias, if ``compressed`` brings one, taken into account.
-
-    For the others it is :func:`tersor.layerwise.layer_error`.
-    """
-    original = weight.double()
-    difference = original - compressed.dense().double()
-    lost = float(((difference @ stats.hessian) * difference).sum())
-    total = float(((original @ stats.hessian) * original).sum())
-    if isinstance(compressed, BiasedWeight):
-        bias = compressed.bias.double()
-        lost += float(bias @ bias - 2 * bias @ (difference @ stats.mean))
-    return max(lost, 0.0) / total if total > 0 else 0.0
 
 
 def token_error(weight: Tensor, compressed: CompressedWeight, inputs: Tensor) -> Tensor:
@@ -117,25 +102,6 @@ def token_error(weight: Tensor, compressed: CompressedWeight, inputs: Tensor) ->
 def _rank(shape: tuple[int, int], keep: float | None, rank: int | None, multiple: int) -> int:
     chosen = choose_rank(shape, keep, rank)
     return chosen if rank is not None else max(chosen // multiple * multiple, min(chosen, multiple))
-
-
-def _centred_root(stats: LayerStats, damping: float) -> tuple[Tensor, float]:
-    """A root of the covariance of the inputs, and the damping that it took."""
-    mean = stats.mean.double()
-    covariance = stats.hessian.double() - torch.outer(mean, mean)
-    try:
-        return damped_cholesky(covariance, damping)
-    except InvalidArgument:
-        # Inputs that hardly vary leave little but rounding, which no damping relative to itself makes definite.
-        values, vectors = torch.linalg.eigh(covariance)
-        return vectors * values.clamp(min=0).sqrt(), 0.0
-
-
-def _with_mean(factors: LowRankWeight, weight: Tensor, stats: LayerStats) -> BiasedWeight:
-    """``factors`` and the mean of what they leave out, in float16, or in float32 if a value overflows."""
-    bias = (weight.double() - factors.dense().double()) @ stats.mean.double()
-    half = bias.half()
-    return BiasedWeight(factors, half if bool(torch.isfinite(half).all()) else bias.float())
 
 
 def _check_options(center: object, rank_multiple: int, factor_bits: int | None, damping: float, factor_dtype: FactorType) -> None:

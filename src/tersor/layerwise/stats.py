@@ -11,6 +11,9 @@ from torch import Tensor
 from tersor.errors import InvalidArgument
 from tersor.weights.base import CompressedWeight
 
+# Of a matrix in float64 at once, 16 MiB: an embedding table in float64 would be a multiple of the model.
+_ENTRIES = 1 << 21
+
 
 @dataclass(frozen=True)
 class LayerStats:
@@ -96,7 +99,7 @@ class StatsAccumulator:
         rows = rows.float()
         if not torch.isfinite(rows).all():
             raise InvalidArgument("calibration inputs hold NaN or Inf; the model or the text is broken upstream of this layer")
-        self._gram += (rows.T @ rows).double()
+        self._gram += rows.T @ rows
         self._abs += rows.abs().sum(0, dtype=torch.float64)
         self._sum += rows.sum(0, dtype=torch.float64)
         self.n_tokens += rows.shape[0]
@@ -113,15 +116,32 @@ class StatsAccumulator:
         return LayerStats(self._gram / n, self._abs / n, self._sum / n, n)
 
 
-def layer_error(weight: Tensor, compressed: CompressedWeight | Tensor, stats: LayerStats) -> float:
+def layer_error(weight: Tensor, compressed: CompressedWeight | Tensor, stats: LayerStats | None) -> float:
     """Relative squared error of the layer's output, ``tr(D H D^T) / tr(W H W^T)`` with ``D = W - W_hat``.
 
-    Zero for an exact copy, one for an all-zero replacement. The number that level databases record.
+    Zero for an exact copy, one for an all-zero replacement. An :attr:`~tersor.weights.CompressedWeight.offset` that the weight
+    adds to its product counts with it. The number that level databases record.
+
+    Args:
+        weight: ``[out_features, in_features]`` before compression.
+        compressed: What replaces it.
+        stats: Of the inputs that the error is measured on; ``None`` for white inputs.
     """
     dense = compressed if isinstance(compressed, Tensor) else compressed.dense()
-    original = weight.double()
-    difference = original - dense.double()
-    hessian = stats.hessian
-    lost = float(((difference @ hessian) * difference).sum())
-    total = float(((original @ hessian) * original).sum())
+    offset = None if isinstance(compressed, Tensor) else compressed.offset
+    rows = max(1, _ENTRIES // weight.shape[1])
+    shifts = [None] * len(weight.split(rows)) if offset is None else offset.double().split(rows)
+    lost = total = 0.0
+    for part, replaced, shift in zip(weight.split(rows), dense.split(rows), shifts, strict=True):
+        original = part.double()
+        difference = original - replaced.double()
+        lost += _output_power(difference, stats)
+        if shift is not None:
+            # The mean of ||D x - b||^2: what is beyond the first term needs the mean of the inputs alone.
+            lost += float(shift @ shift - (0 if stats is None else 2 * shift @ (difference @ stats.mean)))
+        total += _output_power(original, stats)
     return max(lost, 0.0) / total if total > 0 else 0.0
+
+
+def _output_power(matrix: Tensor, stats: LayerStats | None) -> float:
+    return float(((matrix if stats is None else matrix @ stats.hessian) * matrix).sum())

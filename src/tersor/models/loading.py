@@ -24,7 +24,8 @@ def load(source: str | Path) -> Model:
 
     Args:
         source: A folder written by :meth:`Model.save` or by transformers (safetensors), a ``.gguf`` file, ``"smollm2-135m"``,
-            the name of a folder under ``$TERSOR_DATA/models``, or a hub id.
+            the name of a folder under ``$TERSOR_DATA/models``, or a hub id. A folder that holds a stack gives a
+            :class:`tersor.models.stack.StackedModel` at its largest size.
 
     Raises:
         InvalidArgument: If there is no such model (all places looked at are named), its weights are pickled or already
@@ -71,6 +72,10 @@ def packaged(name: str) -> Path:
 
 def _from_path(path: Path, name: str | None = None) -> Model:
     if path.is_dir():
+        if (path / "stack.json").is_file():
+            from tersor.models.stack import load_stack
+
+            return load_stack(path)
         if (path / "tersor.json").is_file():
             from tersor.models.restoring import load_native
 

@@ -17,6 +17,7 @@ from tersor.weights.modules import CompressedEmbedding, CompressedLinear, compre
 
 if TYPE_CHECKING:
     from tersor.models.export import ExportReport
+    from tersor.models.stack import Resized
 
 # Facts about the process that wrote a configuration, not about the model.
 _INCIDENTAL_CONFIG = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "_attn_implementation_autoset")
@@ -199,6 +200,17 @@ class Model:
         from tersor.models.generation import continue_text
 
         return continue_text(self, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+
+    def resize(self, budget: int | str | float) -> Resized:
+        """Change size in place, by reading or dropping blocks alone, where the model can: see :class:`tersor.models.stack.StackedModel`.
+
+        Args:
+            budget: Bytes of all stored tensors, or a size such as ``"120MB"``.
+
+        Raises:
+            InvalidArgument: For a model that was not loaded from a stack, which has one size.
+        """
+        raise InvalidArgument(f"model {self.name} has one size, {budget!r} or not; to resize it, load what 'tersor stack' wrote of it")
 
     def fingerprint(self) -> str:
         """SHA-256 over every stored value, its name and the configuration: equal for equal models, saved and loaded or not."""

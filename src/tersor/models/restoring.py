@@ -40,8 +40,10 @@ def load_native(path: Path, name: str | None = None) -> Model:
     except Exception as error:
         raise CorruptFile(f"{path / CONFIG} does not describe a {cls.__name__}: {first_line(error)}") from None
     tensors = _read_tensors(path)
+    tied = dict(description["tied"])
+    _share(tensors, tied, description["weights"], path)
     _put_compressed(module, description["weights"], tensors, path)
-    _put_dense(module, description["tied"], tensors, path)
+    _put_dense(module, tied, tensors, path)
     _fill_buffers(module)
     _read_generation_config(module, path)
     model = Model(module, load_tokenizer(path), name or description["name"])
@@ -87,6 +89,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     # Views of the mapped file (copied on write): read when they are used, resident once. tersor writes tensors by falling item size,
     # so they are aligned; a file in another order is checked as well, because kernels read memory by address.
     return {name: view if view.data_ptr() % view.element_size() == 0 else view.clone() for name, view in views.items()}
+
+
+def _share(tensors: dict[str, Tensor], tied: dict[str, Any], weights: dict[str, Any], path: Path) -> None:
+    """Give tensors that several compressed weights hold, such as a dictionary, all their names; takes them out of ``tied``."""
+    compressed = tuple(f"{name}.weight." for name in weights)
+    for alias in [alias for alias in tied if alias.startswith(compressed)]:
+        source = str(tied.pop(alias))
+        if alias in tensors or source not in tensors or not source.startswith(compressed):
+            raise CorruptFile(f"{path}: {alias} cannot be tied to {source!r}")
+        tensors[alias] = tensors[source]
 
 
 def _put_compressed(module: nn.Module, weights: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:

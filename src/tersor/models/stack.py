@@ -11,7 +11,7 @@ import json
 import shutil
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -59,6 +59,9 @@ class Resized:
     nbytes: int
     loaded: int
     dropped: int
+
+    def __str__(self) -> str:
+        return f"{self.nbytes:,} bytes ({self.loaded:,} read, {self.dropped:,} dropped)"
 
 
 class StackedModel(Model):
@@ -111,14 +114,11 @@ class StackedModel(Model):
             CorruptFile: If a block on disk is missing or damaged; the model stays as it was.
             TersorError: If a layer was given another weight since the stack was loaded.
         """
-        count = bisect_right(self._sizes, self._bytes_of(budget)) - 1
-        if count < 0:
-            raise InvalidArgument(f"the budget {budget!r} is below the smallest size of this model, {self._sizes[0]} bytes; raise it")
-        return self._load(count)
+        return self._load(self._count(budget))
 
     def generate(
         self, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0,
-        resize: Mapping[int, int | str | float] | None = None,
+        resize: Mapping[int, int | str | float] | None = None, on_resize: Callable[[int, Resized], None] | None = None,
     ) -> str:  # fmt: skip
         """Continue ``prompt``, changing size on the way: as :meth:`Model.generate`, with budgets.
 
@@ -128,21 +128,42 @@ class StackedModel(Model):
             temperature: As there.
             seed: As there.
             resize: Budget to change to before the token of that number, counted from 0. Keys and values of earlier tokens stay as the
-                earlier size computed them.
+                earlier size computed them. A text that ends earlier never gets there.
+            on_resize: Told the number of the token and what the change did, after each.
+
+        Raises:
+            InvalidArgument: If a budget is below the smallest size or not for one of the tokens; nothing is written then.
         """
+        budgets = dict(resize or {})
+        self._check_plan(budgets, max_new_tokens)
         tokens = self.encode(prompt)
         if tokens.numel() == 0:
             raise InvalidArgument("the prompt is empty and the tokenizer adds no token of its own; give some text")
-        budgets, ends, written = dict(resize or {}), end_tokens(self), []
+        ends, written = end_tokens(self), []
         generator = torch.Generator().manual_seed(seed)
         columns = sample_tokens(self, tokens[None], max_new_tokens, temperature=temperature, generator=generator)
         for number in range(max_new_tokens):
             if number in budgets:
-                self.resize(budgets[number])
+                change = self.resize(budgets[number])
+                if on_resize is not None:
+                    on_resize(number, change)
             if (token := int(next(columns))) in ends:
                 break
             written.append(token)
         return str(self.tokenizer.decode(written, skip_special_tokens=True))  # type: ignore[union-attr]
+
+    def _count(self, budget: int | str | float) -> int:
+        """Blocks of the file that fit ``budget``."""
+        count = bisect_right(self._sizes, self._bytes_of(budget)) - 1
+        if count < 0:
+            raise InvalidArgument(f"the budget {budget!r} is below the smallest size of this model, {self._sizes[0]} bytes; raise it")
+        return count
+
+    def _check_plan(self, budgets: Mapping[int, int | str | float], max_new_tokens: int) -> None:
+        for number, budget in budgets.items():
+            if not 0 <= number < max_new_tokens:
+                raise InvalidArgument(f"the size {budget!r} is for token {number}; name one of the {max_new_tokens} tokens, counted from 0")
+            self._count(budget)
 
     def _load(self, count: int) -> Resized:
         weights = {name: weight for name, weight in self.weights().items() if isinstance(weight, ResidualStack)}
@@ -213,6 +234,23 @@ def load_stack(path: str | Path, budget: int | str | float | None = None) -> Sta
     model = StackedModel.open(folder)
     model.resize(model.sizes[-1] if budget is None else budget)
     return model
+
+
+def parse_resizes(written: Sequence[str]) -> dict[int, str]:
+    """Changes of size as a command line writes them, ``"30MB@16"``, as :meth:`StackedModel.generate` takes them.
+
+    Raises:
+        InvalidArgument: If one is not of that form, or two are for the same token.
+    """
+    plan: dict[int, str] = {}
+    for text in written:
+        budget, _, number = text.partition("@")
+        if not (budget and number.isdecimal()):
+            raise InvalidArgument(f"{text!r} is no change of size; write SIZE@TOKEN, such as 30MB@16")
+        if int(number) in plan:
+            raise InvalidArgument(f"{text!r} is the second size for token {number}; give one")
+        plan[int(number)] = budget
+    return plan
 
 
 def save_stack(model: Model, path: str | Path, order: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,15 +88,50 @@ def order_by_error(
     full = _stacks(model)
     if missing := sorted(full.keys() - stats.keys()):
         raise InvalidArgument(f"no statistics of the inputs of layer {missing[0]}; observe every layer that holds a stack")
-    errors = {
-        name: _errors(original.matrix(name), weight, stats[name], None if sensitivity is None else sensitivity[name])
+    costs = {
+        name: block_costs(original.matrix(name), weight, stats[name], None if sensitivity is None else sensitivity[name])
         for name, weight in full.items()
     }
+    return order_by_cost(model, costs, per_byte=per_byte)
+
+
+def order_by_cost(model: Model, costs: Mapping[str, Sequence[float]], *, per_byte: bool = False) -> list[str]:
+    """The order in which blocks lower the costs of their layers most: :func:`order_by_error` for costs that are known.
+
+    Args:
+        model: Its layers hold residual stacks; not changed.
+        costs: What :func:`block_costs` gave for each of them.
+        per_byte: As for :func:`order_by_fitness`.
+
+    Raises:
+        InvalidArgument: If no layer holds a stack.
+    """
+    full = _stacks(model)
 
     def gains(height: int) -> dict[str, float]:
-        return {name: errors[name][height - 1] - errors[name][height] for name, weight in full.items() if len(weight) > height}
+        return {name: costs[name][height - 1] - costs[name][height] for name, weight in full.items() if len(weight) > height}
 
     return _order(full, gains, per_byte)
+
+
+def block_costs(original: Tensor, weight: ResidualStack, stats: LayerStats, sensitivity: Tensor | None = None) -> list[float]:
+    """What the output error of one layer costs with 1, 2, ... of its blocks.
+
+    Args:
+        original: ``[out_features, in_features]`` before compression.
+        weight: The whole stack.
+        stats: Of the layer's inputs.
+        sensitivity: ``[out_features]`` from :func:`output_sensitivity`; without it the error relative to the output.
+    """
+    importance = torch.ones(original.shape[0]) if sensitivity is None else sensitivity
+    unit = float(importance.double() @ _outputs(original, stats)) if sensitivity is None else 1.0
+    remaining = original - weight.prefix(1).dense()
+    scale = torch.ones(original.shape[1]) if weight.input_scale is None else weight.input_scale.float()
+    found = [float(importance.double() @ _outputs(remaining, stats))]
+    for block in list(weight)[1:]:
+        remaining = remaining - block.values(slice(None)) * scale
+        found.append(float(importance.double() @ _outputs(remaining, stats)))
+    return [cost / unit if unit > 0 else 0.0 for cost in found]
 
 
 def output_sensitivity(model: Model, tokens: Tensor) -> dict[str, Tensor]:
@@ -153,19 +188,6 @@ def _order(stacks: dict[str, ResidualStack], gains: Callable[[int], dict[str, fl
         worth = {name: gain / (stacks[name].block_bytes if per_byte else 1) for name, gain in known.items()}
         order += sorted(worth, key=lambda name: -worth[name])
     return order
-
-
-def _errors(original: Tensor, weight: ResidualStack, stats: LayerStats, sensitivity: Tensor | None) -> list[float]:
-    """Cost of the output error with 1, 2, ... blocks."""
-    importance = torch.ones(original.shape[0]) if sensitivity is None else sensitivity
-    unit = float(importance.double() @ _outputs(original, stats)) if sensitivity is None else 1.0
-    remaining = original - weight.prefix(1).dense()
-    scale = torch.ones(original.shape[1]) if weight.input_scale is None else weight.input_scale.float()
-    found = [float(importance.double() @ _outputs(remaining, stats))]
-    for block in list(weight)[1:]:
-        remaining = remaining - block.values(slice(None)) * scale
-        found.append(float(importance.double() @ _outputs(remaining, stats)))
-    return [cost / unit if unit > 0 else 0.0 for cost in found]
 
 
 def _outputs(matrix: Tensor, stats: LayerStats) -> Tensor:

@@ -151,8 +151,8 @@ def _description(model: Model) -> dict[str, Any]:
         if isinstance(layer, (CompressedLinear, CompressedEmbedding)):
             known = owner.setdefault(id(layer.weight), name)
             layers[name] = layer.weight.config if known == name else {"tied_to": known}
-    compressed = {f"{name}.weight." for name in layers}
-    tied = {alias: name for alias, name in tied_names(model).items() if not alias.startswith(tuple(compressed))}
+    whole = tuple(f"{name}.weight." for name, config in layers.items() if "tied_to" in config)
+    tied = {alias: name for alias, name in tied_names(model).items() if not alias.startswith(whole)}
     return {
         "format": FORMAT, "tersor": __version__, "name": model.name, "architecture": model.architecture,
         "weights": layers, "tied": tied, "provenance": model.provenance,

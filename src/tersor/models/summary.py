@@ -85,7 +85,9 @@ def summarize(model: Model) -> ModelSummary:
     for name in (*model.embeddings(), *model.linears()):
         weight: CompressedWeight | None = weights.get(name)
         shape = model.shape(name)
-        nbytes = weight.nbytes if weight is not None else stored[f"{name}.weight"].nbytes
+        # By what is stored, not by weight.nbytes: what several layers share, such as a dictionary, counts at the first of them alone.
+        prefix = f"{name}.weight" if weight is None else f"{name}.weight."
+        nbytes = sum(promise.nbytes for key, promise in stored.items() if key.startswith(prefix))
         rows.append(LayerRow(name, "dense" if weight is None else weight.kind, shape, nbytes, 8 * nbytes / (shape[0] * shape[1])))
     total = sum(promise.nbytes for promise in stored.values())
     rest = total - sum(row.nbytes for row in rows)

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tersor.papers.frame import Paper, Result, Row
+
+if TYPE_CHECKING:
+    from tersor.papers.workbench import Judge
 
 PAPER = Paper(
     key="bitstack",
@@ -26,15 +29,15 @@ PAPER = Paper(
 QUANTISED = {f"{method} {bits} bits": (method, {"bits": bits}) for method in ("rtn", "gptq") for bits in (2, 3, 4)}
 # Whole heights at which singular vectors of the same bytes are measured as well.
 HEIGHTS = (2, 4)
-# Heights at which the estimated order is held against the measured one.
-AGREEMENT = (1, 3)
 # A step may raise the divergence by this much, for the noise of a finite text.
 NOISE = 0.01
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much work the experiment spends."""
+    """How much work the experiment spends: ``every`` compresses each so many-th block and leaves the others, the order that is
+    estimated is held against the measured one at the heights of ``agreement``.
+    """
 
     model: str
     blocks: int
@@ -45,10 +48,12 @@ class Size:
     context: int
     text: str
     held_out: str
+    every: int
+    agreement: tuple[int, ...]
 
 
-FULL = Size("smollm2-135m", 6, 21, 24576, 1024, 8192, 512, "wikitext2.valid", "wikitext2.test")
-QUICK = Size("stories260k", 6, 21, 8192, 1024, 4096, 256, "tinystories", "tinystories.tail")
+FULL = Size("smollm2-135m", 6, 21, 6144, 256, 1024, 512, "wikitext2.valid", "wikitext2.test", 3, (3,))
+QUICK = Size("stories260k", 6, 21, 8192, 1024, 4096, 256, "tinystories", "tinystories.tail", 1, (1, 3))
 
 
 def run(quick: bool) -> Result:
@@ -56,6 +61,7 @@ def run(quick: bool) -> Result:
     from tersor.models import load
     from tersor.models.stack import load_stack, save_stack
     from tersor.models.stack_order import order_by_error, output_sensitivity
+    from tersor.papers.workbench import Judge
 
     size = QUICK if quick else FULL
     model = load(size.model)
@@ -65,12 +71,15 @@ def run(quick: bool) -> Result:
     with TemporaryDirectory() as folder:
         save_stack(stacked, Path(folder) / "stack", order)
         loaded = load_stack(Path(folder) / "stack")
-        rows = list(_along(model, loaded, evaluation, size.sizes))
-        rows += list(_beside(model, loaded, rivals, evaluation))
+        judge = Judge.of(model, evaluation)
+        rows = list(_along(judge, loaded, size.sizes))
+        rows += list(_beside(judge, loaded, rivals))
     curve = [row for row in rows if row["setting"] == "along the stack"]
     rises = [after["kl"] / before["kl"] - 1 for before, after in pairwise(curve)]
     margin = min(_margin(rows, name) for name in ("rtn 2 bits", *(f"singular vectors, height {height}" for height in HEIGHTS)))
-    notes = [*_notes(rows, rises), _agreement(model, stacked, order, search)]
+    notes = [*_notes(rows, rises), _agreement(model, stacked, order, search, size.agreement)]
+    if size.every > 1:
+        notes.append(f"one block in {size.every} stacked; {size.calibration:,} tokens to fit, {size.evaluation:,} to measure")
     return Result(
         rows, "at equal bytes, the better of 2-bit rounding to nearest and scaled singular vectors", margin, (0,),
         margin > 0 and max(rises) < NOISE, (size.model, size.text, size.held_out), notes,
@@ -96,6 +105,8 @@ def _compressed(model: Any, size: Size, calibration: Tensor) -> tuple[Any, dict[
     stats: dict[str, Any] = {}
     rivals = {name: model.copy() for name in (*QUANTISED, *(f"singular vectors, height {height}" for height in HEIGHTS))}
     for step in BlockWalk(model, calibration):
+        if step.index % size.every:
+            continue
         stats |= step.stats
         for name in step.layers:
             weight, own = model.matrix(name), step.stats[name]
@@ -110,37 +121,32 @@ def _compressed(model: Any, size: Size, calibration: Tensor) -> tuple[Any, dict[
     return stacked, rivals, stats
 
 
-def _along(model: Any, stack: Any, evaluation: Tensor, count: int) -> Iterator[Row]:
+def _along(judge: Judge, stack: Any, count: int) -> Iterator[Row]:
     """Sizes spread evenly over the blocks, from the smallest model up."""
     last = len(stack.sizes) - 1
     stack.resize(stack.sizes[0])
     for step in range(count):
-        yield _row(model, stack, stack.sizes[round(step * last / (count - 1))], evaluation, "along the stack", "bitstack")
+        yield _row(judge, stack, stack.sizes[round(step * last / (count - 1))], "along the stack", "bitstack")
 
 
-def _beside(model: Any, stack: Any, rivals: dict[str, Any], evaluation: Tensor) -> Iterator[Row]:
-    from tersor.papers.workbench import divergence_on
-
+def _beside(judge: Judge, stack: Any, rivals: dict[str, Any]) -> Iterator[Row]:
     for name, rival in rivals.items():
-        nbytes = rival.nbytes
-        measured = divergence_on(model, rival, evaluation)
+        nbytes, measured = rival.nbytes, judge(rival)
         yield {
-            "setting": name, "method": name, "bytes": nbytes, "bits_per_weight": 8 * nbytes / model.n_parameters,
+            "setting": name, "method": name, "bytes": nbytes, "bits_per_weight": 8 * nbytes / rival.n_parameters,
             "kl": measured.kl, "perplexity": measured.perplexity,
         }  # fmt: skip
         if nbytes >= stack.sizes[0]:
-            yield _row(model, stack, nbytes, evaluation, name, "bitstack")
+            yield _row(judge, stack, nbytes, name, "bitstack")
 
 
-def _row(model: Any, stack: Any, budget: int, evaluation: Tensor, setting: str, method: str) -> Row:
-    from tersor.papers.workbench import divergence_on
-
+def _row(judge: Judge, stack: Any, budget: int, setting: str, method: str) -> Row:
     began = time.perf_counter()
     change = stack.resize(budget)
     seconds = time.perf_counter() - began
-    measured = divergence_on(model, stack, evaluation)
+    measured = judge(stack)
     return {
-        "setting": setting, "method": method, "bytes": change.nbytes, "bits_per_weight": 8 * change.nbytes / model.n_parameters,
+        "setting": setting, "method": method, "bytes": change.nbytes, "bits_per_weight": 8 * change.nbytes / stack.n_parameters,
         "kl": measured.kl, "perplexity": measured.perplexity, "bytes_moved": change.loaded + change.dropped, "resize_seconds": seconds,
     }  # fmt: skip
 
@@ -168,7 +174,7 @@ def _notes(rows: Sequence[Row], rises: Sequence[float]) -> list[str]:
     return notes
 
 
-def _agreement(model: Any, stacked: Any, order: Sequence[str], search: Tensor) -> str:
+def _agreement(model: Any, stacked: Any, order: Sequence[str], search: Tensor, heights: Sequence[int]) -> str:
     """How well the estimated order of the next blocks agrees with the measured one, on a useless and on a usable model."""
     from tersor.models.stack_order import measured_gains
 
@@ -181,7 +187,7 @@ def _agreement(model: Any, stacked: Any, order: Sequence[str], search: Tensor) -
         return float((teacher.exp() * (teacher - log_q)).sum(-1).mean())
 
     found = []
-    for height in AGREEMENT:
+    for height in heights:
         gains = measured_gains(stacked, divergence, height)
         n = len(gains)
         measured = sorted(gains, key=lambda name: -gains[name])

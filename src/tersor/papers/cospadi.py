@@ -28,7 +28,7 @@ class Effort:
     variants: int
 
 
-FULL = Size("smollm2-135m", 24576, 8192, 512, "wikitext2.valid", "wikitext2.test")
+FULL = Size("smollm2-135m", 6144, 1024, 512, "wikitext2.valid", "wikitext2.test", every=8, together=2)
 QUICK = Size("stories260k", 8192, 4096, 256, "tinystories", "tinystories.tail")
 EFFORT = {False: Effort((0.8, 0.6), 4, 3), True: Effort((0.8, 0.6, 0.4), 12, 12)}
 OURS, RIVAL = "cospadi", "whitened_svd"
@@ -50,7 +50,7 @@ def run(quick: bool) -> Result:
     margins.append(1 - _of(rows, FREE, smallest)["kl"] / _of(rows, FREE_RIVAL, smallest)["kl"])
     return Result(
         rows, "SVD-LLM at the same bytes; for dictionaries without inputs, SVD", min(margins), (SEED,), min(margins) > 0,
-        (size.model, size.text, size.held_out), list(_notes(rows, effort)),
+        (size.model, size.text, size.held_out), [*_notes(rows, effort), size.note],
     )
 
 
@@ -94,7 +94,8 @@ def _shared(bench: OneShot, keep: float, iterations: int) -> dict[str, Any]:
 
     weights: dict[str, DictionaryWeight] = {}
     names = sorted(bench.stats, key=lambda name: (kind_of(name), _block(name)))
-    for _, members in groupby(names, key=lambda name: (kind_of(name), _block(name) // GROUP)):
+    numbers = {block: number for number, block in enumerate(sorted({_block(name) for name in names}))}
+    for _, members in groupby(names, key=lambda name: (kind_of(name), numbers[_block(name)] // GROUP)):
         group = list(members)
         matrices, stats = [bench.model.matrix(name) for name in group], [bench.stats[name] for name in group]
         made = cospadi_group(matrices, stats, keep=keep, iterations=iterations, seed=SEED)

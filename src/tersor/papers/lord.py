@@ -18,7 +18,7 @@ PAPER = Paper(
     where="tersor.layerwise.lord, tersor.layerwise.rank_sweep",
 )
 
-FULL = Size("smollm2-135m", 24576, 8192, 512, "wikitext2.valid", "wikitext2.test")
+FULL = Size("smollm2-135m", 6144, 1024, 512, "wikitext2.valid", "wikitext2.test", every=3)
 QUICK = Size("stories260k", 8192, 4096, 256, "tinystories", "tinystories.tail")
 KEEPS = (0.9, 0.8, 0.6)
 FRACTIONS = {True: (0.3, 0.5, 0.7, 0.9), False: (0.4, 0.6, 0.8)}
@@ -41,10 +41,10 @@ def run(quick: bool) -> Result:
     margins = [_margin(rows, keep) for keep in KEEPS]
     notes = [_centring(rows), *_tokens(bench)]
     swept, note = _swept(bench, FRACTIONS[quick])
-    domain, domain_note = _domains(bench.model, size)
+    domain, domain_note = _domains(bench, size)
     return Result(
         [*rows, *swept, *domain], "the better of SVD and ASVD at the same rank", min(margins), (0,), min(margins) > 0,
-        (size.model, size.text, size.held_out), [*notes, note, domain_note],
+        (size.model, size.text, size.held_out), [*notes, note, domain_note, size.note],
     )
 
 
@@ -150,15 +150,14 @@ def _projected(bench: OneShot, name: str, rank: int, options: dict[str, Any]) ->
     return truncate(bench.model.matrix(name), root, rank, "float32")
 
 
-def _domains(model: Any, size: Size) -> tuple[list[Row], str]:
+def _domains(bench: OneShot, size: Size) -> tuple[list[Row], str]:
     """Perplexity on code of models calibrated on code and on the usual text."""
     rows: list[Row] = []
     inside = replace(size, text="code", held_out="code.tail")
-    on_code = OneShot.prepare(model, inside)
-    elsewhere = OneShot.prepare(model, size)
+    on_code = OneShot.prepare(bench.model, inside)
     # Both are measured on the same code.
-    elsewhere = replace(elsewhere, windows=on_code.windows)
-    for label, bench in (("calibrated on code", on_code), (f"calibrated on {size.text}", elsewhere)):
-        rows.append(bench.row(f"code, {label}", bench.everywhere(label, "lord", keep=0.8, center=False), keep=0.8))
+    elsewhere = replace(bench, windows=on_code.windows)
+    for label, used in (("calibrated on code", on_code), (f"calibrated on {size.text}", elsewhere)):
+        rows.append(used.row(f"code, {label}", used.everywhere(label, "lord", keep=0.8, center=False), keep=0.8))
     ours, other = (row["perplexity"] for row in rows)
     return rows, f"on held-out code at keep 0.8, calibration on code gives perplexity {ours:.4g}, on {size.text} {other:.4g}"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from tersor.layerwise import LayerStats, find_method
-from tersor.layerwise.lord import affine_error
+from tersor.layerwise import LayerStats, find_method, layer_error
 from tersor.models import Model
 from tersor.papers.frame import Row
+from tersor.papers.workbench import Judge, Judged, split_texts
 from tersor.weights import CompressedWeight, distinct_nbytes
 
 
@@ -27,6 +28,8 @@ class Size:
         context: Tokens of a window.
         text: Fitted on.
         held_out: Measured on; ``NAME.tail`` is the last fifth of ``NAME``.
+        every: Of each so many blocks compress some in the middle, and leave the others as they are.
+        together: How many.
     """
 
     model: str
@@ -35,6 +38,18 @@ class Size:
     context: int
     text: str
     held_out: str
+    every: int = 1
+    together: int = 1
+
+    def chosen(self, block: int) -> bool:
+        """Whether a block is compressed."""
+        return 0 <= block % self.every - self.every // 2 < self.together
+
+    @property
+    def note(self) -> str:
+        """What was spent, for the notes of a result."""
+        blocks = "every block" if self.every == 1 else f"{self.together} of {self.every} blocks"
+        return f"{blocks} compressed; {self.calibration:,} tokens to fit, {self.evaluation:,} to measure, so that one core takes minutes"
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class OneShot:
 
     Attributes:
         model: The original; never changed.
-        stats: Statistics by layer name, all taken from the original.
+        stats: Statistics by name of the layers that are compressed, all taken from the original.
         held_out: The same on windows that no layer is fitted to.
         fitted: The calibration windows.
         windows: The evaluation windows ``[n, context]``.
@@ -62,7 +77,6 @@ class OneShot:
         """Walk the blocks of ``model`` once."""
         from tersor import data
         from tersor.models.blocks import BlockWalk
-        from tersor.papers.workbench import split_texts
 
         fitted, held_out = (data.windows(model.encode(text), size.context) for text in split_texts(size.text, size.held_out))
         first = size.calibration // size.context
@@ -70,8 +84,9 @@ class OneShot:
         stats: dict[str, LayerStats] = {}
         unseen: dict[str, LayerStats] = {}
         for step in BlockWalk(model, fitted[:first], fitted[first : first + apart]):
-            stats |= step.stats
-            unseen |= step.held_out
+            if size.chosen(step.index):
+                stats |= step.stats
+                unseen |= step.held_out
         return cls(model, stats, unseen, fitted[:first], held_out[: size.evaluation // size.context])
 
     @property
@@ -97,11 +112,14 @@ class OneShot:
             small.replace(name, weight)
         return small
 
-    def divergence(self, small: Model) -> Any:
-        """Perplexity and divergence of ``small`` from the original on the evaluation windows."""
-        from tersor.papers.workbench import divergence_on
+    @cached_property
+    def judge(self) -> Judge:
+        """Measures models on the evaluation windows."""
+        return Judge.of(self.model, self.windows)
 
-        return divergence_on(self.model, small, self.windows)
+    def divergence(self, small: Model) -> Judged:
+        """Perplexity and divergence of ``small`` from the original on the evaluation windows."""
+        return self.judge(small)
 
     def row(self, method: str, weights: Mapping[str, CompressedWeight], **labels: Any) -> Row:
         """A line of a table: bytes of the replaced layers, mean layer errors, divergence and perplexity of the model."""
@@ -115,4 +133,4 @@ class OneShot:
         }  # fmt: skip
 
     def _mean_error(self, weights: Mapping[str, CompressedWeight], stats: Mapping[str, LayerStats]) -> float:
-        return sum(affine_error(self.model.matrix(name), weight, stats[name]) for name, weight in weights.items()) / len(weights)
+        return sum(layer_error(self.model.matrix(name), weight, stats[name]) for name, weight in weights.items()) / len(weights)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from tersor.models import Model
 from tersor.pipeline.job import Job
@@ -57,3 +59,51 @@ def divergence_on(original: Model, small: Model, windows: Tensor) -> Any:
     from tersor.evaluation import evaluate
 
     return evaluate(small, windows.reshape(-1), original, context=windows.shape[1], max_tokens=windows.numel())
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model lost on the windows of a :class:`Judge`.
+
+    Attributes:
+        perplexity: ``exp`` of the mean negative log-likelihood.
+        kl: Mean ``KL(original || model)`` a token, in nats.
+    """
+
+    perplexity: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures many models against one original whose logits are computed once: half the time of :func:`divergence_on`, same numbers.
+
+    Attributes:
+        windows: Tokens ``[n, length]``.
+        logits: Of the original, float32 ``[n, length - 1, vocabulary]``.
+    """
+
+    windows: Tensor
+    logits: Tensor
+
+    @classmethod
+    def of(cls, original: Model, windows: Tensor) -> Judge:
+        """Run the original."""
+        with torch.inference_mode():
+            return cls(windows, torch.cat([_logits(original.module, window) for window in windows]))
+
+    def __call__(self, small: Model) -> Judged:
+        """Perplexity and divergence of ``small``."""
+        from tersor.evaluation.divergence import TokenScores, token_scores
+
+        with torch.inference_mode():
+            pairs = zip(self.windows, self.logits, strict=True)
+            scores = TokenScores.joined([token_scores(_logits(small.module, window)[0], window[1:], known) for window, known in pairs])
+        assert scores.kl is not None
+        return Judged(float(scores.nll.double().mean().exp()), float(scores.kl.double().mean()))
+
+
+def _logits(module: nn.Module, window: Tensor) -> Tensor:
+    """What predicts the tokens of ``window`` ``[length]`` after the first, ``[1, length - 1, vocabulary]``."""
+    logits: Tensor = module(window[None], use_cache=False).logits
+    return logits[:, :-1].float()

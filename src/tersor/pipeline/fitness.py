@@ -15,8 +15,9 @@ from tersor.allocation.problem import Choices
 from tersor.errors import InvalidArgument
 from tersor.models import Model
 from tersor.models.blocks import PrefixRunner, find_blocks
+from tersor.models.model import output_head
 from tersor.pipeline.levels import LevelDatabase
-from tersor.weights.modules import set_matrix
+from tersor.weights.modules import bias_of, set_matrix, set_offset
 
 CHUNK = 64  # positions whose vocabulary-wide probabilities are worked on at once: they stay in the cache
 
@@ -70,7 +71,7 @@ class Teacher:
 
 @dataclass
 class DenseCache:
-    """Dense matrices of levels in the type that the search computes in, least recently used ones dropped above a limit.
+    """Levels as dense layers compute them, in the type of the search, least recently used ones dropped above a limit.
 
     Attributes:
         limit: Bytes to hold at most; what does not fit is decompressed again when it is needed.
@@ -79,21 +80,21 @@ class DenseCache:
     database: LevelDatabase
     dtype: torch.dtype
     limit: int = 4 << 30
-    _held: OrderedDict[tuple[str, int], Tensor] = field(default_factory=OrderedDict)
+    _held: OrderedDict[tuple[str, int], tuple[Tensor, Tensor | None]] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
-    def get(self, layer: str, level: int) -> Tensor:
-        """The matrix of one level."""
+    def get(self, layer: str, level: int) -> tuple[Tensor, Tensor | None]:
+        """The matrix of one level, and the offset that it adds to its product, if any."""
         key = (layer, level)
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key]
-        matrix = self.database.weight(layer, level).dense().to(self.dtype)
-        self._held[key] = matrix
-        self._bytes += matrix.nbytes
+        weight = self.database.weight(layer, level)
+        self._held[key] = (weight.dense().to(self.dtype), weight.offset)
+        self._bytes += self._held[key][0].nbytes
         while self._bytes > self.limit and len(self._held) > 1:
-            self._bytes -= self._held.popitem(last=False)[1].nbytes
-        return matrix
+            self._bytes -= self._held.popitem(last=False)[1][0].nbytes
+        return self._held[key]
 
 
 class KLFitness:
@@ -127,6 +128,10 @@ class KLFitness:
         self._cache = DenseCache(database, dtype)
         self._student = student
         self._modules = {name: student.module.get_submodule(name) for name in self.layers}
+        # A table that is tied to the head is looked up and multiplied by; only the head has a product to add to.
+        head = output_head(student.module) if student.tied else None
+        multiplying = {name: head if name in student.embeddings() else layer for name, layer in self._modules.items()}
+        self._products = {name: (layer, bias_of(layer)) for name, layer in multiplying.items() if layer is not None}
         blocks = find_blocks(student.module)
         self._block_of = tuple(blocks.index_of(name) for name in self.layers)
         self._runner = PrefixRunner(student.module)
@@ -154,7 +159,11 @@ class KLFitness:
         for unit, choice in enumerate(choices):
             if self._current[unit] != choice:
                 name = self.layers[unit]
-                set_matrix(self._modules[name], self._cache.get(name, choice))
+                matrix, offset = self._cache.get(name, choice)
+                set_matrix(self._modules[name], matrix)
+                if name in self._products:
+                    layer, bias = self._products[name]
+                    set_offset(layer, offset, bias)
                 self._current[unit] = choice
 
     def _first_change(self, parent: Choices, candidate: Choices) -> int:

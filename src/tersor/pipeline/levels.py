@@ -76,7 +76,9 @@ class LevelDatabase:
         tensors: dict[str, Tensor] = {}
         records = []
         for index, (level, weight) in enumerate(levels):
-            tensors |= {f"{index}/{name}": buffer.contiguous() for name, buffer in weight.state_dict().items()}
+            # Copies: levels may share tensors, as the heights of one stack do, which the format does not know.
+            stored = weight.state_dict().items()
+            tensors |= {f"{index}/{name}": buffer.clone(memory_format=torch.contiguous_format) for name, buffer in stored}
             records.append({"level": asdict(level), "config": weight.config})
         write_atomically(self._path(layer), save(tensors, metadata={"levels": json.dumps(records)}))
 

@@ -59,8 +59,20 @@ class CompressedWeight(nn.Module, ABC):
     def from_config(cls, config: dict[str, Any]) -> CompressedWeight:
         """An empty weight of this configuration, its buffers allocated on the current default device."""
 
+    @property
+    def offset(self) -> Tensor | None:
+        """What :meth:`forward` adds to ``x @ dense().T``, float32 ``[out_features]``, or ``None`` for a weight that adds nothing.
+
+        A weight around one that brings a bias answers for it: its offset is its product with zero inputs.
+        """
+        nested = (part for part in self.modules() if part is not self and isinstance(part, CompressedWeight))
+        if all(part.offset is None for part in nested):
+            return None
+        zeros: Tensor = self(torch.zeros(1, self.shape[1], device=self.device))
+        return zeros[0]
+
     def forward(self, x: Tensor) -> Tensor:
-        """``x @ dense().T`` for ``x`` of shape ``[..., in_features]``, in the type of ``x``."""
+        """``x @ dense().T``, plus the :attr:`offset` if there is one, for ``x`` of shape ``[..., in_features]``, in the type of ``x``."""
         return F.linear(x, self.dense().to(x.dtype))
 
     def rows(self, index: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ class BiasedWeight(CompressedWeight):
     """``y = body(x) + bias``: an affine map in the place of a linear one.
 
     The layer around it may have a bias of its own; both are added. :meth:`dense` and :meth:`rows` are those of the body: the matrix alone,
-    without the bias, so whoever turns the layer back into a dense one must add :attr:`bias` to the bias of that layer. Use a plain body
-    for embeddings, where there is no product that a bias could repair.
+    without the bias, so whoever turns the layer back into a dense one must add :attr:`offset` to the bias of that layer, as
+    :func:`tersor.weights.modules.set_offset` does. Use a plain body for embeddings, where there is no product that a bias could repair.
 
     Args:
         body: The matrix.
@@ -52,6 +52,12 @@ class BiasedWeight(CompressedWeight):
 
     def dense(self) -> Tensor:
         return self.body.dense()
+
+    @property
+    def offset(self) -> Tensor:
+        """The bias, and that of the body if it brings one too, float32."""
+        own, inner = self.bias.float(), self.body.offset
+        return own if inner is None else own + inner
 
     def rows(self, index: Tensor) -> Tensor:
         return self.body.rows(index)

@@ -173,3 +173,33 @@ def set_matrix(layer: nn.Module, matrix: Tensor) -> None:
     parameter = _parameter(layer)
     values = matrix.T if _is_conv1d(layer) else matrix.reshape(parameter.shape)
     parameter.data = values.to(parameter.dtype)
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """The vector that a dense ``layer`` known to :func:`matrix_of` adds to its product, or ``None`` if it adds none."""
+    bias = getattr(layer, "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def set_offset(layer: nn.Module, offset: Tensor | None, bias: Tensor | None) -> None:
+    """Let the dense ``layer`` add the :attr:`CompressedWeight.offset` of the weight whose matrix :func:`set_matrix` gave it.
+
+    Args:
+        layer: A dense layer known to :func:`matrix_of`.
+        offset: ``[out_features]``, or ``None`` for no offset, which undoes an earlier one.
+        bias: The layer's own, which :func:`bias_of` gave before the first offset; kept beside the offset.
+
+    Raises:
+        InvalidArgument: If the layer is a look-up table, which multiplies by nothing, or the offset has another length.
+    """
+    if offset is None:
+        total = bias
+    elif isinstance(layer, nn.Embedding) or tuple(offset.shape) != dense_shape(layer)[:1]:
+        raise InvalidArgument(f"{type(layer).__name__} of shape {dense_shape(layer)} cannot add an offset of shape {tuple(offset.shape)}")
+    else:
+        parameter = _parameter(layer)
+        own = offset.to(parameter.device, torch.float32)
+        total = (own if bias is None else own + bias.float()).to(parameter.dtype)
+    if not isinstance(layer, nn.Embedding):
+        holder: Any = layer
+        holder.bias = None if total is None else nn.Parameter(total, requires_grad=False)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tersor.models.export.folding import fold_input_scales
+from tersor.errors import InvalidArgument
+from tersor.models.export.folding import fold_input_scales, fold_offsets
 from tersor.models.model import Model
 from tersor.models.structure import logits_of, run_model
-from tersor.weights import QuantizedWeight
+from tersor.weights import BiasedWeight, DenseWeight, QuantizedWeight, SumWeight
 
 Round = Callable[..., QuantizedWeight]
 RandomModel = Callable[..., Model]
@@ -80,3 +82,30 @@ def test_value_heads_take_a_scale_that_their_queries_agree_about(random_model: R
 def test_nothing_to_fold_gives_the_model_itself(random_model: RandomModel) -> None:
     model = random_model("llama")
     assert fold_input_scales(model) is model
+
+
+def test_an_offset_becomes_the_bias_of_its_layer(random_model: RandomModel, tmp_path: Path) -> None:
+    for name, format in (("gpt2", "safetensors"), ("biased", "compressed-tensors")):
+        small = with_offset(random_model(name))
+        assert small.export(tmp_path / name, format).verified["logit_difference"] < 1e-4
+        folded = fold_offsets(small)
+        tokens = torch.arange(24)[None]
+        torch.testing.assert_close(folded.module(tokens).logits, small.module(tokens).logits, rtol=1e-4, atol=1e-4)
+        assert all(weight.offset is None for weight in folded.weights().values())
+
+
+def test_an_offset_without_a_place_is_refused_by_name(random_model: RandomModel, tmp_path: Path) -> None:
+    small = with_offset(random_model("llama"))
+    with pytest.raises(InvalidArgument, match=r"layer model\.layers\.0\.\S+ brings a bias .* LlamaForCausalLM has no place"):
+        small.export(tmp_path / "out", "safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def with_offset(model: Model) -> Model:
+    """The first layer with a bias around its weight, the second with one inside of it."""
+    for number, name in enumerate(list(model.linears())[:2]):
+        matrix = model.matrix(name)
+        offset = torch.randn(matrix.shape[0], generator=torch.Generator().manual_seed(number))
+        biased = BiasedWeight(DenseWeight(matrix / 2**number), offset)
+        model.replace(name, SumWeight([biased, DenseWeight(matrix / 2)]) if number else biased)
+    return model

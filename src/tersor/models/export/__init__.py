@@ -90,13 +90,13 @@ def _check_options(format: str, gguf_type: str | None, importance: Mapping[str, 
 
 
 def _export_gguf(model: Model, path: Path, verify: bool, gguf_type: str | None, importance: Mapping[str, Tensor] | None) -> ExportReport:
-    from tersor.models.export.folding import fold_input_scales
+    from tersor.models.export.folding import fold_input_scales, fold_offsets
     from tersor.models.export.gguf import write_gguf
     from tersor.models.export.output import size_of, staged
     from tersor.models.export.verify import verify_gguf
 
     with staged(path, is_folder=False) as work:
-        folded = fold_input_scales(model)
+        folded = fold_input_scales(fold_offsets(model))
         rows, notes, nbytes = write_gguf(folded, work, gguf_type, importance)
         verified = verify_gguf(model, folded, work, rows) if verify else None
         size = size_of(work)
@@ -105,12 +105,12 @@ def _export_gguf(model: Model, path: Path, verify: bool, gguf_type: str | None, 
 
 
 def _export_folder(model: Model, path: Path, format: str, verify: bool, dense_dtype: str) -> ExportReport:
-    from tersor.models.export.folding import fold_input_scales
+    from tersor.models.export.folding import fold_input_scales, fold_offsets
     from tersor.models.export.output import size_of, staged, write_marker
     from tersor.models.export.verify import verify_folder
 
     with staged(path, is_folder=True) as work:
-        rows, notes, nbytes = _folder_writer(format, dense_dtype)(fold_input_scales(model), work)
+        rows, notes, nbytes = _folder_writer(format, dense_dtype)(fold_input_scales(fold_offsets(model)), work)
         verified = verify_folder(model, work, rounded=dense_dtype not in ("auto", "float32")) if verify else None
         command = f"transformers serve {shlex.quote(str(path))}"
         report = ExportReport(path, format, size_of(work), 8 * nbytes / model.n_parameters, rows, notes, command, verified)

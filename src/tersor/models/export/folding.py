@@ -1,4 +1,4 @@
-"""Column scales of activation-aware quantisation moved into the layer before, where that changes nothing but where they are stored."""
+"""What other runtimes have no place for, moved to where they have one: column scales to the layer before, offsets to the bias."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from tersor.errors import InvalidArgument
 from tersor.models.export.grids import with_scaled_rows, without_input_scale
 from tersor.models.model import Model
 from tersor.models.structure import find_blocks
+from tersor.weights.base import CompressedWeight
+from tersor.weights.biased import BiasedWeight
+from tersor.weights.dense import DenseWeight
 from tersor.weights.modules import CompressedLinear, matrix_of, set_matrix
 from tersor.weights.quantized import QuantizedWeight
 
@@ -42,6 +46,42 @@ def fold_input_scales(model: Model) -> Model:
             _fold_into_rows(twin, f"{prefix}.mlp.up_proj", f"{prefix}.mlp.down_proj", lambda _, scale: scale)
             _fold_into_rows(twin, f"{prefix}.self_attn.v_proj", f"{prefix}.self_attn.o_proj", _one_scale_per_value)
     return twin
+
+
+def fold_offsets(model: Model) -> Model:
+    """A model that computes the same, in which what a weight adds to its product is part of the bias of its layer.
+
+    The given model is not changed, and returned itself if there is nothing to fold.
+
+    Raises:
+        InvalidArgument: If the architecture gives such a layer no bias; the layer is named.
+    """
+    # By modules, not by weights(): of a tied table it is the head that adds.
+    layers = {name: layer for name, layer in model.module.named_modules() if isinstance(layer, CompressedLinear)}
+    offsets = {name: layer.weight.offset for name, layer in layers.items()}
+    if all(offset is None for offset in offsets.values()):
+        return model
+    twin = model.copy()
+    for name, offset in offsets.items():
+        layer = twin.module.get_submodule(name)
+        if offset is None or not isinstance(layer, CompressedLinear):
+            continue
+        if layer.bias is None:
+            raise InvalidArgument(
+                f"layer {name} brings a bias of its own, for which {model.architecture} has no place in other formats; "
+                "compress it with center=False"
+            )
+        total = nn.Parameter(layer.bias + offset.to(layer.bias.dtype), requires_grad=False)
+        twin.replace(name, _without_offset(layer.weight))
+        twin.module.get_submodule(name).bias = total
+    return twin
+
+
+def _without_offset(weight: CompressedWeight) -> CompressedWeight:
+    while isinstance(weight, BiasedWeight):
+        weight = weight.body
+    # Inside of other weights it cannot be taken out, and no format of other runtimes knows such weights: they are stored dense.
+    return weight if weight.offset is None else DenseWeight(weight.dense())
 
 
 def _input_scale(weight: object) -> Tensor | None:
