@@ -37,7 +37,7 @@ def test_a_walk_in_a_type_leaves_the_model_alone(model: Model):
     for step in BlockWalk(model, TOKENS, dtype=torch.bfloat16):
         for layer in step.layers.values():
             set_matrix(layer, torch.zeros(dense_shape(layer)))
-            layer.bias = nn.Parameter(torch.ones(dense_shape(layer)[0]))
+            layer.bias = nn.Parameter(torch.ones(dense_shape(layer)[0], dtype=layer.weight.dtype))
     after = model.module.state_dict()
     assert list(before) == list(after)
     assert all(after[name].data_ptr() == address and torch.equal(after[name], value) for name, (address, value) in before.items())
