@@ -185,6 +185,37 @@ def methods(as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def limits(
+    name: Annotated[str | None, typer.Argument(help="A bound; without it all are listed.", show_default=False)] = None,
+    given: Annotated[list[str] | None, typer.Argument(help="Arguments of its formula, such as eps=1e-4.", show_default=False)] = None,
+    measure: Annotated[bool, typer.Option(help="Also measure, in seconds, where real systems stand.")] = True,
+    plot: Annotated[Path | None, typer.Option(help="For attention-io: draw words against memory into this SVG file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A provable bound: what it says, assumes and gives for your numbers, and where measured systems stand."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    from tersor.limits import collect, find_bound, parse_arguments, state
+
+    # The attention room has bounds of its own; neither of the two imports the other.
+    rooms = [import_module(f"tersor.{room}") for room in ("limits", "attention") if find_spec(f"tersor.{room}")]
+    bounds = collect(*(getattr(room, "LIMITS", ()) for room in rooms))
+    if name is None:
+        rows = [{"name": bound.name, "statement": bound.statement} for bound in bounds.values()]
+        _print("\n".join(f"{row['name']:<32} {row['statement']}" for row in rows), as_json, rows)
+        return
+    said = state(find_bound(bounds, name), parse_arguments(given or []), measure=measure)
+    if plot is not None:
+        if name != "attention-io":
+            raise InvalidArgument(f"--plot is for attention-io, not for {name}")
+        from tersor.attention.io import write_chart
+
+        write_chart(plot, **said.arguments)
+    _print(said, as_json, said.to_dict())
+
+
+@app.command()
 def papers(as_json: JsonOption = False) -> None:
     """The forty papers: status, claim, last measured."""
     from tersor.papers import catalogue
