@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import DynamicCache
 
 from tersor.errors import InvalidArgument, TersorError
 from tersor.kvcache import EvictionCache, EvictionLayer, GearCache, GearConfig, GearLayer, KiviCache, PlainCache, make_cache
+
 from .material import states, tiny
 
 NOTHING = GearConfig(bits=None, group=16)
@@ -106,7 +108,7 @@ def test_memory_of_a_long_generation_follows_the_formula(model):
             x = states(layer, 32, heads=2, width=16)
             cache.update(x, x, layer)
         sizes.append(cache.nbytes())
-    steps = {after - before for before, after in zip(sizes[1:], sizes[2:], strict=False)}
+    steps = {after - before for before, after in pairwise(sizes[1:])}
     assert len(steps) == 1
     expected = config.bits_per_element(32, 2, 16, prompt=False) / 8 * 2 * 2 * 32 * 32
     assert steps.pop() == pytest.approx(expected, rel=0.05)
@@ -187,7 +189,7 @@ def test_broken_states_are_named():
 
 
 def test_groups_that_do_not_divide_are_refused(model):
-    with torch.no_grad(), pytest.raises(InvalidArgument, match="group 64 does not divide the 32 channels .* such as 32"):
+    with torch.no_grad(), pytest.raises(InvalidArgument, match=r"group 64 does not divide the 32 channels .* such as 32"):
         model(tokens(1, 10), cache=KiviCache(model.config))
     assert make_cache("kivi", model.config).gear.group == 32
 

@@ -13,12 +13,12 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_generate_with_a_compressed_cache_tells_its_bytes(stories_path: Path):
-    done = run(stories_path, "Once upon a time " * 30, "--tokens", 5, "--kv", "gear", "--kv-bits", 4, "--json")
+    done = run(stories_path, "Once upon a time " * 40, "--tokens", 5, "--kv", "kivi", "--kv-bits", 2, "--json")
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert made["text"]
-    assert 0 < made["cache_bytes"]
-    assert made["compression_ratio"] > 1.2
+    assert made["cache_bytes"] > 0
+    assert made["compression_ratio"] > 1.5
 
 
 def test_an_unknown_cache_is_refused_in_one_sentence(stories_path: Path):

@@ -8,6 +8,7 @@ import torch
 from tersor.errors import InvalidArgument
 from tersor.kvcache import GearConfig, Segments
 from tersor.layerwise.low_rank import leading_directions
+
 from .material import states
 
 FULL = {"store_dtype": torch.float32}
@@ -168,7 +169,7 @@ def test_batched_leading_directions_are_those_of_each_matrix():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"bits": 9}, "bits must be an integer from 1 to 8"), ({"bits": 0}, "bits must be"), ({"backbone": "other"}, "backbone must be one of"),
+        ({"bits": 9}, "bits must be an integer from 1 to 8"), ({"bits": 0}, "bits must be"), ({"backbone": "x"}, "backbone must be one of"),
         ({"solver": "svd"}, "solver must be one of"), ({"group": 0}, "group must be"), ({"rank_prefill": -1}, "rank_prefill must be"),
         ({"sparsity": 1.0}, "sparsity must be"), ({"sparsity": float("nan")}, "sparsity must be"), ({"buffer": 0}, "buffer must be"),
         ({"buffer": 96}, "buffer 96 is no multiple of group 64"), ({"store_dtype": torch.int8}, "store_dtype must be"),

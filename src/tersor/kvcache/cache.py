@@ -44,8 +44,8 @@ class MeasuredCache(Cache):  # type: ignore[misc]
         heads = key_states.shape[1]
         if layer_idx >= len(self.layers) or heads != (self._heads or heads):
             raise InvalidArgument(
-                f"this cache was made for a model of {len(self.layers)} layers with {self._heads} key-value heads, but layer {layer_idx} of "
-                f"a model with {heads} uses it; make a cache of its own for every model"
+                f"this cache was made for a model of {len(self.layers)} layers with {self._heads} key-value heads, but layer {layer_idx} "
+                f"of a model with {heads} uses it; make a cache of its own for every model"
             )
         made: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         return made

@@ -121,7 +121,8 @@ class Segments:
         """The rows without corrections ``[batch, count, rows, row length]``."""
         if self.bits is None:
             return self.codes
-        assert self.scale is not None and self.minimum is not None
+        assert self.scale is not None
+        assert self.minimum is not None
         length = self.tokens if self.by_channel else self.heads * self.width
         codes, scale, minimum = (tensor.flatten(0, 2) for tensor in (self.codes, self.scale, self.minimum))
         groups = {"group_size": length // scale.shape[1], "in_features": length}
