@@ -55,14 +55,14 @@ def compress(model: CTRModel, clicks: Clicks, ranks: Ranks, *, guide: Guide = "f
             small.tower.layers[0] = _fused(small.tower.layers[0], small.embedding)
     if ranks.tower is not None:
         stats = _tower_stats(model, clicks) if guide == "features" else {}
-        for index, layer in enumerate(model.tower.layers[1:], 1):
-            weight = layer.weight.detach()
+        for index, layer in _inner_layers(model).items():
+            weight, bias = layer.weight.detach(), layer.bias.detach()
             made: LowRankWeight | BiasedWeight
             if guide == "features":
                 made = layerwise.feature_mimicking(weight, stats[index], rank=ranks.tower, factor_dtype="float32")
             else:
                 made = layerwise.svd(weight, rank=ranks.tower, factor_dtype="float32")
-            small.tower.layers[index] = _halves(made, layer.bias.detach(), activation)
+            small.tower.layers[index] = _halves(made, bias, activation)
     return small.eval()
 
 
@@ -88,10 +88,15 @@ def _fused(layer: nn.Module, embedding: CodedEmbedding) -> nn.Linear:
     return _linear(blocks.flatten(1), layer.bias.detach() + weight @ embedding.mean.detach().flatten())
 
 
+def _inner_layers(model: CTRModel) -> dict[int, nn.Linear]:
+    """The layers of the tower of an original model behind the first, by their places."""
+    return {index: layer for index, layer in enumerate(model.tower.layers) if index > 0 and isinstance(layer, nn.Linear)}
+
+
 def _tower_stats(model: CTRModel, clicks: Clicks) -> dict[int, layerwise.LayerStats]:
     """Statistics of the inputs of the layers of the tower behind the first."""
-    layers = dict(enumerate(model.tower.layers[1:], 1))
-    seen = {index: layerwise.StatsAccumulator(layer.weight.shape[1]) for index, layer in layers.items()}
+    layers = _inner_layers(model)
+    seen = {index: layerwise.StatsAccumulator(layer.in_features) for index, layer in layers.items()}
     hooks = [layers[index].register_forward_pre_hook(lambda _, args, into=into: into.update(args[0])) for index, into in seen.items()]
     try:
         with torch.no_grad():
@@ -145,15 +150,18 @@ class PackedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of the tables or codes ``[batch, fields, columns]``."""
-        stored = [field.weight.left if self.mean is not None else field.weight for field in self.fields]
+        stored = [weight.left if isinstance(weight, LowRankWeight) else weight for weight in self._weights()]
         return torch.stack([weight.rows(ids[:, index]) for index, weight in enumerate(stored)], 1)
 
     def recover(self, codes: Tensor) -> Tensor:
         """The embeddings ``[batch, fields, dim]`` that they stand for."""
         if self.mean is None:
             return codes
-        maps = torch.stack([field.weight.right.dense() for field in self.fields])
+        maps = torch.stack([weight.right.dense() for weight in self._weights() if isinstance(weight, LowRankWeight)])
         return torch.einsum("bfk,fkd->bfd", codes, maps) + self.mean.float()
+
+    def _weights(self) -> list[CompressedWeight]:
+        return [field.weight for field in self.fields if isinstance(field, CompressedEmbedding)]
 
 
 def pack(model: CTRModel) -> tuple[nn.Module, int]:

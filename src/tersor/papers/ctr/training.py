@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +61,7 @@ def train(model: CTRModel, data: ClickData, *, epochs: int, learning_rate: float
     generator = torch.Generator().manual_seed(seed)
     tables = [parameter for name, parameter in model.named_parameters() if "table" in name]
     others = [parameter for name, parameter in model.named_parameters() if "table" not in name]
-    groups = [{"params": tables, "weight_decay": _EMBEDDING_DECAY}, {"params": others}]
+    groups: list[dict[str, Any]] = [{"params": tables, "weight_decay": _EMBEDDING_DECAY}, {"params": others}]
     optimizer = torch.optim.Adam(groups, lr=learning_rate)
     best, best_state, stale = score(model, data.validation).auc, copy.deepcopy(model.state_dict()), 0
     for _ in range(epochs):
@@ -79,7 +81,7 @@ def train(model: CTRModel, data: ClickData, *, epochs: int, learning_rate: float
 
 
 @torch.no_grad()
-def latency(models: dict[str, nn.Module], ids: Tensor, repeats: int = 30) -> dict[str, float]:
+def latency(models: Mapping[str, nn.Module], ids: Tensor, repeats: int = 30) -> dict[str, float]:
     """Seconds that each model takes for ``ids``: the fastest of ``repeats``, taken in turn so that a busy machine treats all alike."""
     fastest = dict.fromkeys(models, float("inf"))
     for _ in range(repeats):
