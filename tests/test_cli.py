@@ -142,3 +142,40 @@ def test_methods_and_papers_list_themselves():
 
 def test_an_unknown_paper_is_refused():
     assert "unknown paper" in refused(2, "reproduce", "cold-fusion")
+
+
+def test_a_stack_changes_its_size_while_it_writes(stories_path, data_dir, tmp_path):
+    folder = tmp_path / "stacked"
+    made = run("stack", stories_path, "-o", folder, "--blocks", 3, "--calibration", "tinystories", "--tokens", 1024, "--json")
+    assert made.returncode == 0, made.stderr
+    sizes = json.loads(made.stdout)
+    small = (sizes["smallest"] + sizes["largest"]) // 2
+    done = run("generate", folder, "Once upon a time", "--tokens", 8, "--size", sizes["largest"], "--resize", f"{small}@4", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (change,) = found["resized"]
+    assert (change["token"], change["loaded"], change["nbytes"]) == (4, 0, found["nbytes"])
+    assert sizes["largest"] - change["dropped"] == change["nbytes"] <= small
+    assert "token 4: " in done.stderr
+    assert "write SIZE@TOKEN" in refused(2, "generate", folder, "Once", "--resize", "1MB")
+    assert "holds no residual stack" in refused(2, "generate", stories_path, "Once", "--size", "1MB")
+    data = bytearray((folder / "blocks.bin").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "blocks.bin").write_bytes(data)
+    assert "was changed after it was written" in refused(1, "generate", folder, "Once")
+
+
+def test_tuning_lowers_the_divergence_and_keeps_the_bytes(stories_path, data_dir, tmp_path):
+    small, tuned = tmp_path / "small", tmp_path / "tuned"
+    options = ("--bits", 2, "--group-size", 4, "--evaluation", "python-docs")
+    assert run("compress", stories_path, "--method", "rtn", *options, "-o", small).returncode == 0
+    made = run("tune", small, "--reference", stories_path, "--text", "tinystories", "--steps", 8, "--context", 64, "-o", tuned, "--json")
+    assert made.returncode == 0, made.stderr
+    told = json.loads(made.stdout)
+    assert min(loss for _, loss in told["held_out"]) < told["held_out"][0][1]
+    sizes = [json.loads(run("info", folder, "--json").stdout)["nbytes"] for folder in (small, tuned)]
+    assert sizes[0] == sizes[1]
+    assert not list(tmp_path.glob(".*tuning*"))
+    assert "no layer of the model can be tuned" in refused(
+        2, "tune", stories_path, "--reference", stories_path, "--text", "tinystories", "-o", tmp_path / "none"
+    )

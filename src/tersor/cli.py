@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from tersor.errors import InvalidArgument, TersorError
+
+if TYPE_CHECKING:
+    from tersor.models.stack import Resized
 
 app = typer.Typer(
     name="tersor", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -150,13 +153,98 @@ def generate(
     tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    size: Annotated[str | None, typer.Option(help="For a stack: the largest size that fits this budget, such as 50MB.")] = None,
+    resize: Annotated[
+        list[str] | None, typer.Option(help="For a stack: 30MB@16 changes to 30MB before token 16, counted from 0. Repeatable.")
+    ] = None,
+    kv: Annotated[str | None, typer.Option(help="Compress keys and values: gear, gear-l, gear-kcvt, kivi, kcvt or plain.")] = None,
+    kv_bits: Annotated[int, typer.Option(help="Bits of a key or value with --kv.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue PROMPT with MODEL."""
+    """Continue PROMPT with MODEL; a stack can change its size on the way."""
     from tersor.models import load
 
-    text = load(model).generate(prompt, max_new_tokens=tokens, temperature=temperature, seed=seed)
-    _print(text, as_json, {"prompt": prompt, "text": text})
+    options: dict[str, Any] = {"max_new_tokens": tokens, "temperature": temperature, "seed": seed}
+    if kv is not None:
+        if size is not None or resize:
+            raise InvalidArgument("--kv does not go with --size or --resize; give one of them")
+        _generate_with_cache(load(model), prompt, options, kv, kv_bits, as_json)
+        return
+    if size is None and not resize:
+        text = load(model).generate(prompt, **options)
+        _print(text, as_json, {"prompt": prompt, "text": text})
+        return
+    from tersor.models.stack import load_stack, parse_resizes
+
+    plan, done = parse_resizes(resize or []), []
+    stacked = load_stack(model, size)
+
+    def resized(token: int, change: Resized) -> None:
+        print(f"token {token}: now {change}", file=sys.stderr)
+        done.append({"token": token, **vars(change)})
+
+    text = stacked.generate(prompt, **options, resize=plan, on_resize=resized)
+    _print(text, as_json, {"prompt": prompt, "text": text, "nbytes": stacked.nbytes, "resized": done})
+
+
+def _generate_with_cache(model: Any, prompt: str, options: dict[str, Any], kind: str, bits: int, as_json: bool) -> None:
+    from tersor.kvcache import make_cache
+    from tersor.models.generation import continue_text
+
+    cache = make_cache(kind, model.config, bits)
+    text = continue_text(model, prompt, **options, cache=cache)
+    made = {"cache_bytes": cache.nbytes(), "compression_ratio": cache.compression_ratio()}
+    if not as_json:
+        print("keys and values: {cache_bytes:,} bytes, 1/{compression_ratio:.3g} of 16 bits".format(**made), file=sys.stderr)
+    _print(text, as_json, {"prompt": prompt, "text": text, **made})
+
+
+@app.command()
+def stack(
+    model: ModelArgument,
+    output: OutputOption,
+    blocks: Annotated[int, typer.Option(help="One-bit residuals a layer: the largest size takes a little more bits a weight.")] = 8,
+    calibration: Annotated[str, typer.Option(help="Text to fit on: a file, a name, or auto (the model writes it).")] = "auto",
+    tokens: Annotated[int, typer.Option(help="Tokens of that text to use.")] = 8192,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write MODEL as one folder that loads at any size and changes size while it runs."""
+    from tersor.pipeline.progress import bars
+    from tersor.pipeline.stacking import stack as run
+
+    with bars() as progress:
+        made = run(model, output, blocks=blocks, calibration=calibration, tokens=tokens, seed=seed, progress=progress)
+    sizes = made.sizes
+    text = (
+        f"written to {output}: {len(sizes):,} sizes from {sizes[0]:,} to {sizes[-1]:,} bytes; "
+        f"next: tersor generate {output} 'PROMPT' --size {(sizes[0] + sizes[-1]) // 2_000_000 or 1}MB"
+    )
+    _print(text, as_json, {"output": str(output), "sizes": len(sizes), "smallest": sizes[0], "largest": sizes[-1]})
+
+
+@app.command()
+def tune(
+    model: ModelArgument,
+    output: OutputOption,
+    reference: Annotated[str, typer.Option(help="The original that MODEL was made from.", show_default=False)],
+    text: Annotated[str, typer.Option(help="A file or a known name to train on; never report numbers on it.", show_default=False)],
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
+    mode: Annotated[Literal["pv", "p", "straight_through"], typer.Option(help="p leaves the codes alone.")] = "pv",
+    batch: Annotated[int, typer.Option(help="Windows a step.")] = 2,
+    context: Annotated[int, typer.Option(help="Tokens of a window.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the windows.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a compressed MODEL towards its original without changing its format or size. Can be killed and resumed."""
+    from tersor.finetuning import PVConfig
+    from tersor.pipeline.progress import bars
+    from tersor.pipeline.tuning import tune as run
+
+    config = PVConfig(mode=mode, steps=steps, batch=batch, seed=seed)
+    with bars() as progress:
+        tuned = run(model, reference, text, output, config=config, context=context, progress=progress)
+    _print(f"{tuned}; written to {output}", as_json, {"output": str(output), **tuned.to_dict()})
 
 
 @app.command()
@@ -169,6 +257,38 @@ def report(
 
     write_report(run, output)
     print(f"written to {output}")
+
+
+@app.command()
+def encode(
+    file: Annotated[Path, typer.Argument(help="Any file.", show_default=False)],
+    output: OutputOption,
+    codec: Annotated[str, typer.Option(help="auto keeps the smallest; or raw, deflate, bz2, xz, bytes, text, programs.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="A language model for text; needed again to decode.")] = None,
+    block: Annotated[int, typer.Option(help="Bytes in memory at once.")] = 1 << 24,
+    verify: Annotated[bool, typer.Option(help="Decode everything again before it is written.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress FILE losslessly, by whatever codec suits its content."""
+    from tersor.coding.files import encode_file
+
+    result = encode_file(file, output, codec=codec, model=model, block=block, verify=verify)
+    _print(result, as_json, result.to_dict())
+
+
+@app.command()
+def decode(
+    file: Annotated[Path, typer.Argument(help="A .tersor file.", show_default=False)],
+    output: OutputOption,
+    model: Annotated[str | None, typer.Option(help="The language model that wrote it, if one did.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Try even where floats may round differently; the result is checked.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Give back what 'tersor encode' compressed, checked against its checksum."""
+    from tersor.coding.files import decode_file
+
+    result = decode_file(file, output, model=model, force=force)
+    _print(result, as_json, result.to_dict())
 
 
 @app.command()

@@ -76,7 +76,7 @@ class Tuned:
         model: The model of the best held-out divergence, or of the last step where nothing was held out.
         losses: Divergence from the original on the windows of every step, in nats a token.
         changes: Codes that changed in every step, all layers together: zero throughout means that the rate is below the first boundary.
-        held_out: ``(step, divergence)`` of every measurement.
+        held_out: ``(step, divergence)`` of every measurement, the first before any step.
         best_step: The step that ``model`` was taken at.
     """
 
@@ -85,6 +85,18 @@ class Tuned:
     changes: list[int] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
     best_step: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, the model left out."""
+        facts = {"losses": self.losses, "changes": self.changes, "held_out": self.held_out}
+        return {**facts, "best_step": self.best_step}
+
+    def __str__(self) -> str:
+        changed = f"{sum(self.changes):,} codes changed in {len(self.changes)} steps"
+        if not self.held_out:
+            return changed
+        best = min(loss for _, loss in self.held_out)
+        return f"held-out divergence {self.held_out[0][1]:.4g} -> {best:.4g} nats at step {self.best_step}; {changed}"
 
 
 def pv_tuning(
@@ -101,7 +113,8 @@ def pv_tuning(
         teacher: The original, in float32.
         windows: Tokens ``[n, length]`` to train on.
         config: See :class:`PVConfig`.
-        held_out: Windows to choose the best step by; never those that the result is reported on.
+        held_out: Windows to choose the best step by, step 0 among them, so that the result is not worse there than ``model``; never
+            those that the result is reported on.
         checkpoint: File to resume from and to write at every measurement, in safetensors; of another job it is refused.
         progress: Called with the step, the number of steps and the loss.
 
@@ -122,6 +135,8 @@ def pv_tuning(
     job = _Job(model, teacher, windows, config, held_out)
     if checkpoint is not None:
         job.restore(Path(checkpoint))
+    if job.step == 0:
+        job.measure()
     while job.step < config.steps:
         loss = job.advance()
         if progress is not None:

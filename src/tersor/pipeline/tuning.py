@@ -1,0 +1,64 @@
+"""From a compressed model and its original to a tuned one in a folder, resumable at any moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tersor.errors import InvalidArgument
+from tersor.finetuning import PVConfig, Tuned, pv_tuning
+from tersor.models import Model, load
+from tersor.models.storage import check_target
+from tersor.pipeline.progress import Progress, Silent
+
+# Windows that choose the best step; they are never trained on.
+HELD_OUT = 16
+
+
+def tune(
+    model: Model | str | Path, reference: Model | str | Path, text: str, output: str | Path, *,
+    config: PVConfig | None = None, context: int = 256, progress: Progress | None = None,
+) -> Tuned:  # fmt: skip
+    """Tune a compressed model towards its original on ``text`` and save it; the same call goes on where a killed one stopped.
+
+    Args:
+        model: Compressed, loaded or what :func:`tersor.load` takes.
+        reference: The original.
+        text: A file or a known name; its last windows are held out to choose the best step, so never report numbers on it.
+        output: A folder that does not exist, is empty, or is tersor's own. The state of an unfinished run is kept beside it.
+        config: See :class:`tersor.finetuning.PVConfig`.
+        context: Tokens of a window.
+        progress: Receives stages and steps.
+
+    Returns:
+        The tuned model and what was seen on the way.
+
+    Raises:
+        InvalidArgument: If the text is too short, nothing can be tuned, or the state beside the folder is of another job.
+        TersorError: If the folder cannot be written; the state of the run is kept.
+    """
+    from tersor import data
+
+    target, progress = Path(output), progress or Silent()
+    check_target(target)
+    small, original = (part if isinstance(part, Model) else load(part) for part in (model, reference))
+    windows = data.windows(original.encode(data.text(text)), context)
+    if windows.shape[0] < 2 * HELD_OUT:
+        needed = 2 * HELD_OUT * context
+        raise InvalidArgument(f"the text {text} has {windows.numel()} tokens; tuning needs {needed}: give more text or a shorter context")
+    config = config or PVConfig()
+    state = target.absolute().with_name(f".{target.name}.tuning.safetensors")
+    state.parent.mkdir(parents=True, exist_ok=True)
+    progress.start("tuning", config.steps)
+    done = 0
+
+    def advance(step: int, steps: int, loss: float) -> None:
+        nonlocal done
+        progress.advance(step - done, note=f"{loss:.4g} nats")
+        done = step
+
+    tuned = pv_tuning(
+        small, original, windows[:-HELD_OUT], config, held_out=windows[-HELD_OUT:], checkpoint=state, progress=advance,
+    )  # fmt: skip
+    tuned.model.save(target)
+    state.unlink(missing_ok=True)
+    return tuned
