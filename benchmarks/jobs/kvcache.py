@@ -1,0 +1,102 @@
+"""Decode with one kind of cache, one process: ``kvcache.py REQUEST``. One thread, whose processor time is taken."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def make_cache(kind: str, config: Any, bits: int) -> Any:
+    """The cache that the benchmark calls ``kind``."""
+    from transformers import DynamicCache
+
+    from tersor.kvcache import EvictionCache, make_cache
+
+    if kind == "dynamic":
+        return DynamicCache(config=config)
+    return EvictionCache(config, budget=1024) if kind == "evict" else make_cache(kind, config, bits)
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of all that a cache holds, of whatever class."""
+    return int(cache.nbytes() if hasattr(cache, "nbytes") else sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
+
+
+def fill(cache: Any, config: Any, length: int) -> None:
+    """Put ``length`` random tokens into every layer: neither time nor bytes depend on the values."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for layer in range(config.num_hidden_layers):
+        keys, values = (torch.randn(1, config.num_key_value_heads, length, width, generator=random) for _ in range(2))
+        cache.update(keys, values, layer)
+
+
+def contexts(model: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each length: the median step, bytes of the cache, and memory that steps add to it."""
+    import torch
+
+    from tersor.evaluation.speed import process_memory
+
+    rows = []
+    token = torch.zeros(1, 1, dtype=torch.long)
+    for length in request["lengths"]:
+        cache = make_cache(request["kind"], model.config, request["bits"])
+        before = process_memory()[0]
+        fill(cache, model.config, length)
+        steps = []
+        for _ in range(request["steps"] + 1):
+            began = time.process_time()
+            model.module(input_ids=token, use_cache=True, cache=cache)
+            steps.append(time.process_time() - began)
+        rows.append(
+            {
+                "context": length, "step_seconds": statistics.median(steps[1:]), "cache_bytes": cache_bytes(cache),
+                "memory_grown": process_memory()[0] - before,
+            }
+        )  # fmt: skip
+        del cache
+    return rows
+
+
+def long_generation(model: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write ``request["tokens"]`` tokens and note bytes and memory on the way."""
+    import torch
+
+    from tersor.evaluation.speed import process_memory
+
+    cache = make_cache(request["kind"], model.config, request["bits"])
+    token = torch.ones(1, 1, dtype=torch.long)
+    before, rows, began = process_memory()[0], [], time.process_time()
+    for written in range(1, request["tokens"] + 1):
+        token = model.module(input_ids=token, use_cache=True, cache=cache).logits[:, -1:].argmax(-1)
+        if written % (request["tokens"] // 4) == 0:
+            rows.append(
+                {
+                    "context": written, "step_seconds": (time.process_time() - began) / written, "cache_bytes": cache_bytes(cache),
+                    "memory_grown": process_memory()[0] - before,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """Load the model and answer the request."""
+    import torch
+
+    from tersor.models import load
+
+    model = load(request["model"])
+    with torch.inference_mode():
+        model.module(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+        return {"rows": long_generation(model, request) if "tokens" in request else contexts(model, request)}
+
+
+if __name__ == "__main__":
+    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    Path(asked["reply"]).write_text(json.dumps(main(asked)), encoding="utf-8")
