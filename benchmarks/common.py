@@ -147,6 +147,11 @@ class Session:
         """How often a timing is repeated in this run."""
         return 1 if self.flags.quick else int(self.flags.repeats)
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the record goes; ``None`` for a quick run without ``--output``."""
+        return self.flags.output or (None if self.flags.quick else RESULTS)
+
     def say(self, text: str) -> None:
         """Progress, to stderr."""
         print(f"[{time.perf_counter() - self.began:6.0f} s] {text}", file=sys.stderr, flush=True)
@@ -169,9 +174,8 @@ class Session:
             machine(threads), versions,
         )  # fmt: skip
         print(record.markdown())
-        folder = self.flags.output or (None if self.flags.quick else RESULTS)
-        if folder is not None:
-            record.write(folder)
+        if self.folder is not None:
+            record.write(self.folder)
         return 0
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-COMMANDS = ("peers", "quantizers", "llamacpp", "speed", "fitness", "memory", "kvcache")
+COMMANDS = ("peers", "quantizers", "llamacpp", "speed", "fitness", "memory", "representations", "text_codecs", "kvcache")
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
 from tersor.models import Model
 from tersor.models.summary import summarize
-from tersor.weights import ZeroWeight
+from tersor.weights import DenseWeight, DictionaryWeight, SparseWeight, ZeroWeight
 
 
 def test_rows_and_rest_are_the_file(tiny: SimpleNamespace, model: Model, tmp_path: Path):
@@ -25,3 +27,16 @@ def test_rows_and_rest_are_the_file(tiny: SimpleNamespace, model: Model, tmp_pat
     assert (kinds[names[0]], kinds[names[1]], kinds[names[2]]) == ("quantized", "zero", "dense")
     assert json.loads(json.dumps(summary.to_dict()))["nbytes"] == model.nbytes
     assert f"{summary.nbytes:,} bytes of tensors" in str(summary)
+
+
+def test_what_layers_share_counts_at_the_first_of_them(llama: Model):
+    names = [name for name in llama.linears() if llama.shape(name)[1] == 32][:2]
+    atoms = DenseWeight(torch.eye(32).half())
+    for name in names:
+        codes = llama.matrix(name)
+        llama.replace(name, DictionaryWeight(SparseWeight.from_dense(codes, codes > 0), atoms))
+    summary = summarize(llama)
+    rows = {row.name: row.nbytes for row in summary.layers}
+    first, second = (llama.weights()[name] for name in names)
+    assert (rows[names[0]], rows[names[1]]) == (first.nbytes, second.nbytes - 2 * 32 * 32)
+    assert summary.rest_nbytes + sum(rows.values()) == summary.nbytes == llama.nbytes

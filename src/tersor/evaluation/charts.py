@@ -159,6 +159,29 @@ def seconds(stages: Mapping[str, float]) -> Spec | None:
     return _spec(encoded, alt.Step(26))
 
 
+def curves(values: Sequence[Mapping[str, Any]], x: str, y: str, series: str, titles: tuple[str, str]) -> Spec:
+    """A line with points for each value of ``series``, ``y`` on a logarithmic scale.
+
+    Args:
+        values: One mapping a point.
+        x: Key of the horizontal number.
+        y: Key of the vertical number, above 0.
+        series: Key of what tells the lines apart.
+        titles: Of both axes.
+    """
+    import altair as alt
+
+    names = list(dict.fromkeys(value[series] for value in values))
+    chart = alt.Chart(alt.Data(values=[dict(value) for value in values])).mark_line(point=alt.OverlayMarkDef(size=48, filled=True))
+    encoded = chart.encode(
+        x=alt.X(f"{x}:Q", title=titles[0], scale=alt.Scale(zero=False, nice=True)),
+        y=alt.Y(f"{y}:Q", title=titles[1], scale=alt.Scale(type="log"), axis=alt.Axis(format=".1~e", labelOverlap=True)),
+        color=alt.Color(f"{series}:N", title=None, sort=names, scale=alt.Scale(scheme="tableau20")),
+        tooltip=[alt.Tooltip(f"{series}:N"), alt.Tooltip(f"{x}:Q", format=".4g"), alt.Tooltip(f"{y}:Q", format=".4g")],
+    )
+    return _spec(encoded, 400)
+
+
 def _whole(numbers: Iterable[int]) -> Any:
     """An axis with ticks at whole numbers only, also where there are few."""
     import altair as alt
