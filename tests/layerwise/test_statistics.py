@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tersor.errors import InvalidArgument
 from tersor.layerwise import LayerStats, StatsAccumulator, factorize, layer_error, rtn
+from tersor.layerwise import stats as stats_module
 from tersor.layerwise.hessian import damped_cholesky
 from tersor.layerwise.masks import keep_highest
 
@@ -98,3 +99,19 @@ def test_keep_highest_equals_a_stable_sort(levels: int, removed: int) -> None:
     expected = torch.ones(60, dtype=torch.bool)
     expected[torch.argsort(score.flatten(), stable=True)[:removed]] = False
     assert torch.equal(keep_highest(score, removed), expected.view(6, 10))
+
+
+def test_the_error_of_a_large_layer_is_the_sum_of_its_parts(monkeypatch: pytest.MonkeyPatch):
+    weight = torch.randn(37, 12, generator=torch.Generator().manual_seed(0))
+    changed = weight + 0.1 * torch.randn(37, 12, generator=torch.Generator().manual_seed(1))
+    stats = LayerStats.from_inputs(torch.randn(50, 12, generator=torch.Generator().manual_seed(2)))
+    whole = layer_error(weight, changed, stats)
+    monkeypatch.setattr(stats_module, "_ENTRIES", 5 * 12)
+    assert layer_error(weight, changed, stats) == pytest.approx(whole, rel=1e-12)
+
+
+def test_without_statistics_every_weight_counts_alike():
+    weight = torch.randn(37, 12, generator=torch.Generator().manual_seed(0))
+    changed = weight.round()
+    assert layer_error(weight, changed, None) == layer_error(weight, changed, LayerStats.identity(12))
+    assert layer_error(weight, changed, None) == pytest.approx(float((weight - changed).square().sum() / weight.square().sum()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from tersor.pipeline.progress import Progress
 from tersor.pipeline.recipe import Recipe
 from tersor.pipeline.texts import Texts
 from tersor.weights import CompressedWeight
-from tersor.weights.modules import matrix_of, set_matrix
+from tersor.weights.modules import bias_of, dense_shape, set_matrix, set_offset
 
 SPILL_ABOVE = 1 << 30  # bytes of hidden states that are kept in memory rather than in the run directory
 GROUP_SIZE = 64  # inputs that share a scale unless the user says otherwise
@@ -61,8 +62,7 @@ def fit_levels(name: str, weight: Tensor, stats: LayerStats | None, held_out: La
         except TersorError as error:
             raise TersorError(f"layer {name}: {error}") from None
         seconds = time.perf_counter() - began
-        measure = stats if stats is not None else LayerStats.identity(weight.shape[1])
-        level = Level(method_name, options, compressed.nbytes, layer_error(weight, compressed, measure), None, seconds, compressed.report)
+        level = Level(method_name, options, compressed.nbytes, layer_error(weight, compressed, stats), None, seconds, compressed.report)
         if held_out is not None:
             level = replace(level, held_out_error=layer_error(weight, compressed, held_out))
         fitted.append((level, compressed))
@@ -110,22 +110,21 @@ def build_levels(
     shared: dict[str, int] = {}
     done: set[str] = set()
     if texts.calibration is not None:
-        work = model.copy(fast_dtype())
         hidden = (recipe.calibration.tokens + recipe.calibration.held_out) * model.hidden_size * fast_dtype().itemsize
         spill = database.folder.parent / "hidden" if hidden > SPILL_ABOVE else None
-        walk = BlockWalk(work, texts.calibration, held_out=texts.held_out, batch_size=recipe.calibration.batch_size, spill_dir=spill)
-        undo: list[tuple[nn.Module, Tensor]] = []
+        walk = BlockWalk(
+            model, texts.calibration, held_out=texts.held_out, batch_size=recipe.calibration.batch_size, spill_dir=spill, dtype=fast_dtype()
+        )
         for step in walk:
-            for layer, matrix in undo:
-                set_matrix(layer, matrix)
             names = [name for name in step.layers if name in plan.choices]
             inputs = {id(stats): len(shared) + index for index, stats in enumerate(step.stats.values())}
             shared |= {name: inputs[id(step.stats[name])] for name in step.layers}
             _fit_missing(names, model, plan, step.stats, step.held_out, database, pool, progress)
             done.update(names)
-            undo = _propagate(names, step.layers, plan, database) if recipe.propagate == "compressed" else []
-        for layer, matrix in undo:
-            set_matrix(layer, matrix)
+            if recipe.propagate == "compressed":
+                _propagate(names, step.layers, plan, database)
+            # Otherwise the statistics of a block would stay until those of the next are complete.
+            del step
         outside = [name for name in plan.choices if name not in done]
         # An untied table is read by look-up: its inputs are one-hot, every row counts alike.
         stats = {name: walk.outside.get(name) or LayerStats.identity(model.shape(name)[1]) for name in outside}
@@ -144,18 +143,17 @@ def _fit_missing(
     calls = ((name, model.matrix(name), stats.get(name), held_out.get(name), plan.choices[name]) for name in missing)
     for name, fitted in zip(missing, pool.map(fit_levels, calls), strict=True):
         database.write(name, fitted)
+        del fitted  # before the next layer is fitted
         progress.advance(note=name)
 
 
-def _propagate(names: list[str], layers: dict[str, nn.Module], plan: Plan, database: LevelDatabase) -> list[tuple[nn.Module, Tensor]]:
-    undo = []
+def _propagate(names: list[str], layers: dict[str, nn.Module], plan: Plan, database: LevelDatabase) -> None:
     for name in names:
         layer = layers[name]
-        original = matrix_of(layer)
-        assert original is not None
-        undo.append((layer, original))
-        set_matrix(layer, database.weight(name, propagated_level(database.levels(name), original.numel(), plan.fraction)).dense())
-    return undo
+        index = propagated_level(database.levels(name), math.prod(dense_shape(layer)), plan.fraction)
+        weight = database.weight(name, index)
+        set_matrix(layer, weight.dense())
+        set_offset(layer, weight.offset, bias_of(layer))
 
 
 def with_group_size(choice: LevelChoice, in_features: int) -> LevelChoice:
