@@ -21,6 +21,7 @@ from tersor.weights import (
     LowRankWeight,
     QuantizedWeight,
     ResidualStack,
+    RotatedWeight,
     SignBlock,
     SparseWeight,
     SumWeight,
@@ -153,6 +154,13 @@ def codebook(random: torch.Generator, count: int, bits: int, group: int) -> Exam
     return CodebookWeight(codes, codebooks, scale, bits=bits), dense
 
 
+def rotated(random: torch.Generator, block: int) -> Example:
+    # Whole numbers and a block whose scale is a power of two, so that every order of summing gives the same.
+    body, dense = plain(random, torch.float16, whole(random, OUT, IN))
+    hadamard = torch.tensor([[(-1.0) ** (row & column).bit_count() for column in range(block)] for row in range(block)]) / block**0.5
+    return RotatedWeight(body, block), dense @ torch.block_diag(*[hadamard] * (IN // block))
+
+
 Sizes = tuple[int, ...]
 
 
@@ -210,6 +218,7 @@ EXAMPLES: dict[str, Builder] = {
         f"codebook-{count}x{bits}-{group}": lambda random, c=count, b=bits, g=group: codebook(random, c, b, g)
         for count, bits, group in ((1, 8, 4), (2, 8, 8), (3, 5, 6), (8, 1, 1), (1, 3, 24))
     },
+    "rotated-4": lambda random: rotated(random, 4),
     "dictionary-float16": lambda random: dictionary(random, "float16"),
     "dictionary-float14": lambda random: dictionary(random, "float14"),
     "dictionary-4bit": lambda random: dictionary(random, "4bit", quantised=True),

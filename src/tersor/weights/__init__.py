@@ -17,6 +17,7 @@ from tersor.weights.modules import (
 )
 from tersor.weights.quantized import QuantizedWeight, round_scale
 from tersor.weights.residual_stack import ResidualStack, SignBlock
+from tersor.weights.rotated import RotatedWeight
 from tersor.weights.sparse import SparseWeight
 from tersor.weights.sum import SumWeight
 from tersor.weights.tensor_train import TensorTrainWeight
@@ -35,6 +36,7 @@ __all__ = [
     "LowRankWeight",
     "QuantizedWeight",
     "ResidualStack",
+    "RotatedWeight",
     "SignBlock",
     "SparseWeight",
     "SumWeight",
