@@ -19,7 +19,8 @@ class SelectiveFineTuning:
     what it was, and needs no gradient and no optimizer state. Works as a context manager too.
 
     Args:
-        model: Changed in place, in what requires a gradient alone.
+        model: Changed in place, in what requires a gradient alone. Training then changes its values, and with them those of every
+            model that shares them, such as the original of a :meth:`tersor.Model.copy`; ``copy.deepcopy`` the module to keep it.
         names: Names of parameters, as ``model.named_parameters()`` has them; a tied table has one of them.
 
     Raises:
