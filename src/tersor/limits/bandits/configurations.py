@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tersor.allocation import Allocation, Choices, Fitness, Problem, lgreco, make_allocation, random_search
+from tersor.allocation import Allocation, Choices, Fitness, Problem, lgreco, make_allocation, uniform
 from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_integer, check_number
 from tersor.limits.bandits.recovery import recover
@@ -16,6 +16,8 @@ from tersor.limits.checking import Array
 # A unit whose effect was not seen is not free: it counts this share of the middle one of those that were.
 _LEAST = 0.05
 _RETRIES = 8
+# Deviation of the logarithm of the random weights: a factor of e.
+_SPREAD = 1.0
 
 
 def configuration_search(
@@ -24,23 +26,24 @@ def configuration_search(
 ) -> Allocation:  # fmt: skip
     """An allocation from few evaluations of whole models, by a sparse linear model of what each unit costs in quality.
 
-    The feature of a unit is its own layer error, so its unknown weight says how much that error matters to the whole model. Random
-    allocations are judged first; then, over and over, the weights are recovered (:func:`recover`), the best allocation under them is found
-    by an exact knapsack, and it is judged. Prefer :func:`tersor.allocation.evopress` where hundreds of evaluations are affordable: it
-    sees interactions, which this does not.
+    The feature of a unit is its own layer error, so its unknown weight says how much that error matters to the whole model. Most units
+    are taken to weigh alike, as when layer errors are simply added up; a few deviate. The uniform allocation, the knapsack for equal
+    weights and those for random weights are judged first; then, over and over, the deviations are recovered (:func:`recover`) and the
+    knapsack for the weights found is judged. Prefer :func:`tersor.allocation.evopress` where hundreds of evaluations are affordable: it
+    sees how units act on each other, which this does not.
 
     Args:
         problem: Units and budget; errors are any proxy, such as layer errors.
         fitness: Judges candidates, lower is better; always asked for the same minibatch.
-        sparsity: Units that matter most; the others share a small weight.
+        sparsity: Units whose weight may deviate.
         evaluations: Candidates to judge in all.
-        exploration: Fraction of them that are random.
+        exploration: Fraction of them that come before the first model.
         tokens: Size of the minibatch.
-        seed: Of the random allocations and of the minibatch.
+        seed: Of the random weights and of the minibatch.
 
     Returns:
         The fittest allocation that was judged, with method ``"sparse"``; its ``history`` has a row for each evaluation with ``kind``
-        (``"random"`` or ``"model"``), ``fitness``, and ``predicted`` where there was a prediction.
+        (``"explored"`` or ``"model"``), ``fitness``, and ``predicted`` where there was a prediction.
 
     Raises:
         InvalidArgument: On an argument out of range, or if no judged allocation has a finite fitness.
@@ -62,70 +65,80 @@ def configuration_search(
             judged[candidate] = float(value)
             history.append({"kind": kind, "fitness": float(value) if math.isfinite(value) else None, "predicted": predicted})
 
-    judge(_draws(merged, max(2, round(exploration * evaluations)), random), "random")
+    first = dict.fromkeys([uniform(merged).choices, model.best(np.ones(len(merged.units)))])
+    judge([*first, *model.explore(max(2, round(exploration * evaluations)) - len(first), set(first), random)], "explored")
     while len(judged) < evaluations:
         finite = {choices: value for choices, value in judged.items() if math.isfinite(value)}
-        candidate = model.propose(finite, judged, random) if len(finite) > 1 else _draws(merged, 1, random, judged)
+        candidate = model.propose(finite, set(judged), random) if len(finite) > 2 else model.explore(1, set(judged), random)
         if not candidate:
             break
-        judge(candidate, "model", model.predict(candidate[0]) if len(finite) > 1 else None)
+        judge(candidate, "model", model.predict(candidate[0]) if len(finite) > 2 else None)
     best = min(judged, key=lambda choices: judged[choices] if math.isfinite(judged[choices]) else math.inf)
     if not math.isfinite(judged[best]):
         raise InvalidArgument("no judged allocation has a finite fitness; raise the budget")
     return make_allocation(problem, expand(best), "sparse", fitness=judged[best], evaluations=len(judged), history=tuple(history))
 
 
-def _draws(problem: Problem, count: int, random: np.random.Generator, known: dict[Choices, float] | None = None) -> list[Choices]:
-    """Distinct random allocations that use the budget; fewer than ``count`` if there are not so many."""
-    drawn: dict[Choices, None] = {}
-    for _ in range(_RETRIES * count):
-        choices = random_search(problem, n=1, seed=int(random.integers(2**31))).choices
-        if choices not in (known or {}):
-            drawn[choices] = None
-        if len(drawn) == count:
-            break
-    return list(drawn)
-
-
 class _Model:
-    """``fitness ~ offset + sum_u weight_u error_u(choice_u)`` with few large weights."""
+    """``fitness ~ offset + sum_u (common + deviation_u) error_u(choice_u)`` with few deviations."""
 
     def __init__(self, problem: Problem, sparsity: int) -> None:
         self.problem = problem
         self.sparsity = sparsity
-        spans = np.array([max(unit.errors) - min(unit.errors) for unit in problem.units])
-        self._scales = np.where(spans > 0, spans, 1.0)
         self.weights = np.ones(len(problem.units))
         self.offset = 0.0
 
     def features(self, choices: Choices) -> Array:
-        """Layer errors above the smallest, as parts of their span."""
-        excess = [unit.errors[choice] - min(unit.errors) for unit, choice in zip(self.problem.units, choices, strict=True)]
-        return np.array(excess) / self._scales
+        """Layer errors above the smallest of each unit."""
+        return np.array([unit.errors[choice] - min(unit.errors) for unit, choice in zip(self.problem.units, choices, strict=True)])
 
     def predict(self, choices: Choices) -> float:
         """The fitness of ``choices`` under the model."""
         return float(self.offset + self.features(choices) @ self.weights)
 
-    def propose(self, finite: dict[Choices, float], judged: dict[Choices, float], random: np.random.Generator) -> list[Choices]:
+    def best(self, weights: Array) -> Choices:
+        """The knapsack for given weights."""
+        units = [
+            replace(unit, errors=tuple(float(error) for error in np.subtract(unit.errors, min(unit.errors)) * weight))
+            for unit, weight in zip(self.problem.units, weights, strict=True)
+        ]
+        return lgreco(replace(self.problem, units=tuple(units))).choices
+
+    def explore(self, count: int, known: set[Choices], random: np.random.Generator) -> list[Choices]:
+        """Up to ``count`` new allocations, each the best for weights drawn at random around equal ones."""
+        drawn: dict[Choices, None] = {}
+        for _ in range(_RETRIES * max(count, 0)):
+            if len(drawn) == count:
+                break
+            choices = self.best(np.exp(_SPREAD * random.standard_normal(len(self.weights))))
+            if choices not in known:
+                drawn[choices] = None
+        return list(drawn)
+
+    def propose(self, finite: dict[Choices, float], known: set[Choices], random: np.random.Generator) -> list[Choices]:
         """The best allocation under a model of all that was judged; of a resampled part where that one was judged already."""
         rows, values = np.stack([self.features(choices) for choices in finite]), np.array(list(finite.values()))
         for attempt in range(_RETRIES):
             part = np.arange(len(values)) if attempt == 0 else np.unique(random.integers(len(values), size=len(values)))
             self._fit(rows[part], values[part])
-            units = [
-                replace(unit, errors=tuple(float(e) for e in np.subtract(unit.errors, min(unit.errors)) * weight / scale))
-                for unit, weight, scale in zip(self.problem.units, self.weights, self._scales, strict=True)
-            ]
-            choices = lgreco(replace(self.problem, units=tuple(units))).choices
-            if choices not in judged:
+            choices = self.best(self.weights)
+            if choices not in known:
                 return [choices]
-        return _draws(self.problem, 1, random, judged)
+        return self.explore(1, known, random)
 
     def _fit(self, rows: Array, values: Array) -> None:
-        centre = values.mean()
-        found = recover(rows - rows.mean(0), values - centre, 0.1 * float(values.std()), self.sparsity, positive=True)
-        seen = found[found > 0]
-        floor = _LEAST * float(np.median(seen)) if len(seen) else 1.0
-        self.weights = np.maximum(found, floor)
-        self.offset = float(centre - rows.mean(0) @ self.weights)
+        centred, rises = rows - rows.mean(0), values - values.mean()
+        total = centred.sum(1)
+        energy = float(total @ total) or 1.0
+
+        def without_total(columns: Array) -> Array:
+            part: Array = np.multiply.outer(total, total @ columns) / energy
+            return columns - part
+
+        deviations = recover(without_total(centred), without_total(rises), 0.1 * float(values.std()), self.sparsity)
+        common = float(total @ (rises - centred @ deviations)) / energy
+        found = common + deviations
+        positive = found[found > 0]
+        # Noise can make a weight negative; no layer gains from an error of its own.
+        self.weights = np.maximum(found, _LEAST * float(np.median(positive)) if len(positive) else 1.0)
+        self.offset = float(values.mean() - rows.mean(0) @ self.weights)
