@@ -18,7 +18,10 @@ _LAZY = {
     "Model": "tersor.models", "load": "tersor.models", "evaluate": "tersor.evaluation", "Recipe": "tersor.pipeline.recipe",
     "Level": "tersor.pipeline.levels", "LevelDatabase": "tersor.pipeline.levels", "load_recipe": "tersor.pipeline.recipe",
 }  # fmt: skip
-_ROOMS = ("weights", "kernels", "layerwise", "allocation", "models", "evaluation", "limits", "kvcache", "attention", "papers", "data")
+_ROOMS = (
+    "weights", "kernels", "layerwise", "allocation", "models", "evaluation", "limits", "kvcache", "attention",
+    "finetuning", "papers", "data",
+)  # fmt: skip
 
 __all__ = [
     "CorruptFile", "InvalidArgument", "Level", "LevelDatabase", "Model", "Recipe", "TersorError", "compress", "evaluate", "load",
