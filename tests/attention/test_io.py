@@ -47,10 +47,10 @@ def test_output_is_attention_and_counts_are_the_closed_form(schedule, n, d, word
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(25))
 def test_no_schedule_beats_the_bound_and_counting_needs_no_arithmetic(seed, schedule):
     random = np.random.default_rng(seed)
-    n, d = int(random.integers(1, 200)), int(random.integers(1, 40))
+    n, d = int(random.integers(1, 80)), int(random.integers(1, 30))
     words = int(2 ** random.uniform(3, 14))
     if not feasible(schedule, n, d, words):
         return
@@ -118,7 +118,9 @@ def slope(schedule: str, points: list[tuple[int, int, int]], axis: int) -> float
 def test_laws_of_growth():
     large = [(1 << 14, 64, words) for words in (1 << 13, 1 << 14, 1 << 15, 1 << 16)]
     assert slope("flash2", large, 2) == pytest.approx(-1, abs=0.1)
-    assert slope("flash1", large, 2) == pytest.approx(-1, abs=0.1)
+    # Its blocks of d queries take 2 d^2 words before any key is held.
+    roomy = [(1 << 18, 64, words) for words in (1 << 17, 1 << 18, 1 << 19, 1 << 20)]
+    assert slope("flash1", roomy, 2) == pytest.approx(-1, abs=0.1)
     small = [(1 << 12, 512, words) for words in (1 << 8, 1 << 10, 1 << 12, 1 << 14)]
     assert slope("square_tuned", small, 2) == pytest.approx(-0.5, abs=0.08)
     assert slope("flash2", [(n, 64, 8192) for n in (1 << 12, 1 << 14, 1 << 16)], 0) == pytest.approx(2, abs=0.05)
@@ -228,7 +230,7 @@ def test_the_machine_refuses_what_does_not_fit_and_counts_bytes():
         (lambda: io.count("naive", 8, 4, 64, causal=True), "a causal mask is for the flash schedules"),
         (lambda: io.simulate("flash2", 8, 4, 64, inputs=(np.ones((8, 4)),) * 2 + (np.full((8, 4), np.nan),)), "values must be a finite"),
         (lambda: io.lower_bound(8, 0, 4), "d must be an integer"),
-        (lambda: io.recommend(8, 64, 16), "no schedule fits 16 words"),
+        (lambda: io.recommend(8, 64, 5), "no schedule fits 5 words .* 6 would do"),
         (lambda: io.recommend(8, 4, 64, heads=4, key_heads=3), "key_heads 3 does not divide the 4 query heads"),
     ],
 )  # fmt: skip

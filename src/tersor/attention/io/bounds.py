@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tersor.attention.io.tiles import FLASH, SCHEDULES, Schedule, Tiles, check_problem, choose_tiles, count
+from tersor.attention.io.tiles import FLASH, SCHEDULES, Schedule, Tiles, check_problem, choose_tiles, count, square_room
 from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_choice, check_integer, check_number
 
@@ -128,7 +128,7 @@ def recommend(
             total = _shared_keys(n, d, tiles, heads, key_heads, moved.words)
         found[schedule] = (batch * total, tiles)
     if not found:
-        raise InvalidArgument(f"no schedule fits {words} words of fast memory with heads of width {d}; {2 * d + 3} would do")
+        raise InvalidArgument(f"no schedule fits {words} words of fast memory with heads of width {d}; {square_room(1, 1)} would do")
     best = min(found, key=lambda schedule: found[schedule][0])
     moved_words, tiles = found[best]
     operations = 4 * n * n * d * batch * heads * (0.5 if causal else 1.0)
