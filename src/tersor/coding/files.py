@@ -1,0 +1,125 @@
+"""Files on disk: what the command line calls."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tersor.coding.codecs import AUTO
+from tersor.coding.streaming import BLOCK, decode_stream, encode_stream
+from tersor.errors import InvalidArgument, TersorError
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What became of a file.
+
+    Attributes:
+        source: What was read.
+        target: What was written.
+        read: Its bytes.
+        written: Likewise.
+        seconds: How long it took.
+    """
+
+    source: str
+    target: str
+    read: int
+    written: int
+    seconds: float
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits of the compressed file for each byte of the original, every header counted."""
+        small, large = sorted((self.read, self.written))
+        return 8 * small / large if large else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "bits_per_byte": self.bits_per_byte}
+
+    def __str__(self) -> str:
+        speed = max(self.read, self.written) / max(self.seconds, 1e-9) / 1e6
+        return f"{self.source}: {self.read:,} bytes; {self.target}: {self.written:,} bytes; {self.seconds:.1f} s, {speed:.2g} MB/s"
+
+
+def encode_file(
+    source: Path, target: Path, *, codec: str = AUTO, model: str | None = None, block: int = BLOCK, verify: bool = True
+) -> Transfer:
+    """Compress a file; ``target`` appears only when it is whole.
+
+    Args:
+        source: Any file.
+        target: Where the compressed file goes.
+        codec: As in :func:`tersor.coding.encode`.
+        model: What :func:`tersor.load` takes, for a language model.
+        block: Bytes in memory at once.
+        verify: Decode every block again before it is written.
+
+    Raises:
+        InvalidArgument: If ``source`` cannot be read, or an option is out of range.
+        TersorError: If ``target`` cannot be written.
+    """
+    loaded = None if model is None else _load(model)
+    return _transfer(
+        source, target, lambda reader, writer: encode_stream(reader, writer, codec=codec, model=loaded, block=block, verify=verify)
+    )
+
+
+def decode_file(source: Path, target: Path, *, model: str | None = None, force: bool = False) -> Transfer:
+    """Decompress a file; ``target`` appears only when all of it was checked.
+
+    Args:
+        source: What :func:`encode_file` wrote.
+        target: Where the original goes.
+        model: The language model that wrote it, if one did.
+        force: As in :func:`tersor.coding.decode`.
+
+    Raises:
+        InvalidArgument: If ``source`` cannot be read, or the model is missing.
+        CorruptStream: If it is damaged.
+        TersorError: If ``target`` cannot be written, or the model or the numerics are others.
+    """
+    loaded = None if model is None else _load(model)
+    return _transfer(source, target, lambda reader, writer: decode_stream(reader, writer, model=loaded, force=force))
+
+
+def _load(name: str) -> Any:
+    from tersor.models import load
+
+    return load(name)
+
+
+def _transfer(source: Path, target: Path, work: Callable[[BinaryIO, BinaryIO], object]) -> Transfer:
+    began = time.perf_counter()
+    try:
+        reader = source.open("rb")
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {source}: {error.strerror}") from None
+    with reader, _whole(target) as writer:
+        work(reader, writer)
+        read, written = reader.tell(), writer.tell()
+    return Transfer(str(source), str(target), read, written, time.perf_counter() - began)
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[BinaryIO]:
+    """A file beside ``target`` that takes its place at the end, or is removed."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TersorError(f"cannot write {target}: {error.strerror}") from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
