@@ -163,10 +163,12 @@ class GridValues(KeptValues):
             codes = gather_bits(self.codes, self.grid.bits, segments(positions.row_starts(), rows))
             scale, zero = scale.index_select(0, rows), None if zero is None else zero.index_select(0, rows)
         counts = positions.group_counts(self.grid.group_size, rows)
-        step, offset = scale.float().reshape(-1), self.grid.zero_of(scale, zero).reshape(-1)
+        step = scale.float().reshape(-1)
+        # Symmetric grids share one centre.
+        offset = self.grid.zero_of(scale if zero is not None else scale[:1, :1], zero).reshape(-1)
         if isinstance(counts, int):
             return self.grid.values(codes.reshape(-1, counts), step.unsqueeze(1), offset.unsqueeze(1)).reshape(-1)
-        return self.grid.values(codes, step.repeat_interleave(counts), offset.repeat_interleave(counts))
+        return self.grid.values(codes, step.repeat_interleave(counts), offset if zero is None else offset.repeat_interleave(counts))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -98,6 +98,12 @@ class BitMap(Positions):
             self._starts = _starts_of(_bit_counts(self.bits))
         return self._starts
 
+    def group_counts(self, group_size: int, rows: Tensor | None = None) -> int | Tensor:
+        if group_size % 8:
+            return super().group_counts(group_size, rows)
+        bits = self.bits if rows is None else self.bits.index_select(0, rows)
+        return _bit_counts(bits.reshape(-1, group_size // 8))
+
     def multiply(self, x: Tensor, values: Tensor) -> Tensor:
         return masked_linear(x, self.bits, values, self.row_starts(), in_features=self.shape[1])
 
