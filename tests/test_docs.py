@@ -21,7 +21,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for found, code in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
 
 
-@pytest.mark.parametrize("name", ["weights", "layerwise", "allocation", "limits", "kvcache", "attention", "finetuning"])
+ROOMS = [
+    "weights", "layerwise", "allocation", "coding", "finetuning", "information", "distributed", "limits", "kvcache", "attention",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROOMS)
 def test_examples_of_rooms_run(name: str):
     examples = blocks(ROOT / "docs" / f"{name}.md", "python")
     assert examples
