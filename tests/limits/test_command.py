@@ -27,7 +27,7 @@ def test_a_bound_for_given_numbers_and_where_systems_stand():
 
 def test_as_text_it_names_the_wrong_formula_and_where_it_is_proven():
     done = RUNNER.invoke(app, ["limits", "stationary-points", "--no-measure"])
-    assert "not as printed elsewhere" in done.stdout
+    assert "the exponent is -(1+p)/p" in done.stdout
     assert "Carmon" in done.stdout
     assert "measured" not in done.stdout
 

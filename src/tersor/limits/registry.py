@@ -29,7 +29,7 @@ class Bound:
         calculator: The formula as a function of keyword-only numbers or words, each with a default; returns a number or a flat mapping.
         measure: A measurement of seconds, with fixed seeds, that puts real systems beside the bound: one row each, with ``system``,
             ``measured``, ``side`` (``"at least"`` or ``"at most"``) and ``bound``.
-        correction: Where a paper's abstract or a mirror prints another formula: what is wrong with it.
+        correction: Where a paper's abstract or a copy of it prints another formula or cannot be meant as it stands: what is wrong with it.
         paper: Key of the paper whose experiment confronts the bound, as ``tersor reproduce`` takes it.
     """
 
@@ -107,7 +107,7 @@ class Statement:
     def __str__(self) -> str:
         bound = self.bound
         lines = [f"{bound.name}: {bound.statement}", "", f"formula   {bound.formula}"]
-        lines += [f"          not as printed elsewhere: {bound.correction}"] if bound.correction else []
+        lines += [f"caution   {bound.correction}"] if bound.correction else []
         lines += [f"assumes   {text}" for text in bound.assumptions]
         lines += [f"proven    {text}" for text in bound.proven]
         lines += ["", "with      " + ", ".join(f"{key}={value}" for key, value in self.arguments.items())]
@@ -118,7 +118,14 @@ class Statement:
 
 
 def _line(row: Measurement) -> str:
-    return "  " + "  ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items())
+    row = dict(row)
+    system, measured, side, bound = (row.pop(key) for key in ("system", "measured", "side", "bound"))
+    more = "".join(f", {key} {_text(value)}" for key, value in row.items())
+    return f"  {system}: {_text(measured)}, {side} {_text(bound)}{more}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def state(bound: Bound, given: Mapping[str, str | float] | None = None, *, measure: bool = True) -> Statement:

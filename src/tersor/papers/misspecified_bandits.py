@@ -32,22 +32,20 @@ class Size:
     instances: int = 200
     actions: int = 2000
     needles: int = 200
-    evaluations: int = 32
+    evaluations: int = 24
     more: int = 5
     model: str = "stories260k"
     calibration: int = 8192
-    search: int = 2048
-    stages: tuple[tuple[int, int], ...] = ((1, 2048),)
-    evaluation: int = 8192
+    search: int = 1024
+    stages: tuple[tuple[int, int], ...] = ((1, 1024),)
+    evaluation: int = 4096
     context: int = 256
     text: str = "tinystories"
     held_out: str = "tinystories.tail"
 
 
 FULL = Size()
-QUICK = Size(
-    instances=30, actions=500, needles=60, evaluations=16, calibration=4096, search=1024, stages=((1, 1024),), evaluation=4096,
-)  # fmt: skip
+QUICK = Size(instances=30, actions=500, needles=60, evaluations=12, more=3, calibration=4096, search=512, stages=((1, 512),))
 LEVELS: list[dict[str, Any]] = [{"method": "rtn", "bits": [2, 3, 4, 8], "clip": "mse"}]
 
 

@@ -33,17 +33,14 @@ def _needles() -> list[Measurement]:
     from tersor.limits.bandits.search import SparseMisspecifiedSearch
 
     instance = needle_instance(200, 400, 0.05)
-    found = SparseMisspecifiedSearch(instance.features, 4, 0.05, strategy="recover", budget=100).run(instance.query)
-    other = float(np.sort(instance.rewards)[-1])
+    asked = list(SparseMisspecifiedSearch(instance.features, 4, 0.05, strategy="recover").run(lambda action: 0.0).asked)
+    order = [*asked, *(action for action in range(400) if action not in set(asked))]
+    queries = float(np.mean([order.index(hidden) + 1 for hidden in range(400)]))
     bound = needle_bound(needles=400, sparsity=200, misspecification=0.05)
     return [
-        {"system": "pay of the needle", "measured": other, "side": "at least", "bound": bound["gap"]},
-        {
-            "system": "gap of a search with a quarter of the queries",
-            "measured": instance.gap(found.action),
-            "side": "at most",
-            "bound": other,
-        },
+        {"system": "pay of the needle", "measured": float(instance.rewards.max()), "side": "at least", "bound": bound["gap"]},
+        # Unpaid answers leave the order of asking unchanged, so every place of the needle can be tried.
+        {"system": "mean queries of sparse recovery", "measured": queries, "side": "at least", "bound": bound["queries"]},
     ]
 
 

@@ -55,7 +55,7 @@ def invert_kl(observed: float, excess: float) -> float:
     return high
 
 
-def occam_bound(*, bits: float = 40_000.0, examples: int = 1437, errors: int = 20, delta: float = 0.05) -> float:
+def occam_bound(*, bits: float = 2_632.0, examples: int = 1437, errors: int = 60, delta: float = 0.05) -> float:
     """The true error of a classifier that is described in ``bits`` and makes ``errors`` on ``examples``, with probability ``1 - delta``.
 
     ``kl(errors/n | L) <= (bits log 2 + 2 log(bits + 1) + log(2 sqrt(n) / delta)) / n``, inverted. The prior is ``2^-bits`` over

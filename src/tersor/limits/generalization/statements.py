@@ -27,7 +27,7 @@ def _audited(pair: str) -> list[Measurement]:
         "parameter count": lambda draw: occam_bound(bits=float(len(draw.hypothesis)), examples=len(draw.labels), errors=draw.wrong),
         "half of guessing": lambda draw: (1 - 1 / draw.labels_count) / 2,
     }
-    twin = ShatteredTwin(40, 20) if pair == "shattered" else FieldTwin(2, 8, 24)
+    twin = ShatteredTwin(40, 20) if pair == "shattered" else FieldTwin(7, 8, 24)
     # Four standard errors of the mean of numbers in [0, 1] are allowed for chance.
     chance = 4 * 0.5 / (2 * 400) ** 0.5
     return [
