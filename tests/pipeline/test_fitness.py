@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tersor.evaluation.divergence import token_scores
-from tersor.layerwise import METHODS
-from tersor.models import Model
+from tersor.layerwise import METHODS, LayerStats, lord
+from tersor.models import BlockWalk, Model
 from tersor.pipeline.fitness import KLFitness
 from tersor.pipeline.job import Job
 from tersor.pipeline.recipe import parse_recipe
@@ -69,6 +69,38 @@ def test_a_centred_level_brings_its_bias_also_where_it_is_the_tied_head(scene):
     table = (*(_index(menu, "keep") for menu in menus[:-1]), 1)
     judged = scene.judge([choices, table], parent=choices, tokens=scene.tokens.numel(), seed=0)
     assert judged == pytest.approx([exact(scene, choices), exact(scene, table)], rel=1e-5, abs=1e-5)
+
+
+def test_the_next_block_is_fitted_to_what_the_bias_did(stories, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("tersor.pipeline.calibrate.fast_dtype", lambda: torch.float32)
+    recipe = parse_recipe(
+        {
+            "levels": [{"method": "lord", "rank": 8, "center": True}], "skip": ["layers.2.", "layers.3.", "layers.4."],
+            "calibration": {"text": "tinystories", "tokens": 1024, "held_out": 0, "context": 128}, "evaluation": {"tokens": 0},
+        }
+    )  # fmt: skip
+    job = Job(stories, recipe, tmp_path / "out")
+    assert job.menu.layers
+    name = "model.layers.1.self_attn.q_proj"
+    found = job.database.weight(name, 0).offset
+    expected, without = (
+        lord(stories.matrix(name), stats_behind(job, name, whole), rank=8, center=True).offset for whole in (True, False)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert float((found - without).abs().max()) > 1e-2
+
+
+def stats_behind(job: Job, name: str, whole: bool) -> LayerStats:
+    """Statistics of a layer of the second block, behind a first block that is compressed, with its biases or without."""
+    work = job.model.copy()
+    for step in BlockWalk(work, job.texts.calibration):
+        if name in step.stats:
+            return step.stats[name]
+        for other in step.layers:
+            weight = job.database.weight(other, 0)
+            assert isinstance(weight, BiasedWeight)
+            work.replace(other, weight if whole else weight.body)
+    raise AssertionError(name)
 
 
 def _index(menu: tuple[Any, ...], method: str) -> int:

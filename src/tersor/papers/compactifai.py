@@ -18,7 +18,7 @@ PAPER = Paper(
     where="tersor.layerwise.tensor_network, tersor.weights.TensorTrainWeight",
 )
 
-FULL = Size("smollm2-135m", 24576, 8192, 512, "wikitext2.valid", "wikitext2.test")
+FULL = Size("smollm2-135m", 4096, 1024, 512, "wikitext2.valid", "wikitext2.test", every=3)
 QUICK = Size("stories260k", 8192, 4096, 256, "tinystories", "tinystories.tail")
 KEEP = 0.5
 # Levels of the profile; 1 leaves a layer as it is.
@@ -38,7 +38,7 @@ class Effort:
     context: int
 
 
-EFFORT = {False: Effort((2, 3, 4), 2, 120, 2, 256), True: Effort((2, 3), 4, 120, 4, 256)}
+EFFORT = {False: Effort((2, 3, 4), 1, 24, 1, 128), True: Effort((2, 3), 4, 120, 4, 256)}
 UNIFORM, GUIDED = "2 sites, one ratio everywhere", "2 sites, guided by the profile"
 HEALED, RANDOM, LOW_RANK = "2 sites, healed", "random cores, trained as long", "low rank, healed"
 
@@ -58,7 +58,7 @@ def run(quick: bool) -> Result:
     margins = [1 - by_name[GUIDED]["kl"] / by_name[UNIFORM]["kl"], 1 - by_name[HEALED]["kl"] / by_name[RANDOM]["kl"]]
     return Result(
         rows, "one ratio everywhere; random cores trained as long", min(margins), (0,), min(margins) > 0,
-        (size.model, size.text, size.held_out), [*_notes(by_name), *profile],
+        (size.model, size.text, size.held_out), [*_notes(by_name), *profile, f"{size.note}; {effort.steps} steps of healing"],
     )
 
 
@@ -100,14 +100,13 @@ def _units(names: Sequence[str]) -> dict[str, list[str]]:
 def _scheduled(bench: OneShot, names: Sequence[str], effort: Effort) -> tuple[list[Row], list[str]]:
     """The model whose levels minimise the sum of the profile's divergences at the parameters of the uniform one."""
     from tersor.allocation import Problem, Unit, lgreco
-    from tersor.evaluation import evaluate
+    from tersor.papers.workbench import Judge
 
     levels = {keep: _made(bench, names, "tensor_network", keep=keep) for keep in PROFILE if keep < 1}
-    part = bench.fitted[: effort.windows]
+    judge = Judge.of(bench.model, bench.fitted[: effort.windows])
 
     def measured(weights: Mapping[str, Any]) -> float:
-        found = evaluate(bench.assembled(weights), part.reshape(-1), bench.model, context=part.shape[1], max_tokens=part.numel())
-        return float(found.kl or 0.0)
+        return judge(bench.assembled(weights)).kl
 
     def parameters(name: str, keep: float) -> int:
         out, width = bench.model.shape(name)
