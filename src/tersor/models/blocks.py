@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +107,7 @@ class BlockWalk:
         """:attr:`head_stats` on the held-out sequences."""
         return self.outside_held_out.get(self._head_key())
 
-    def __iter__(self) -> Iterator[BlockStep]:
+    def __iter__(self) -> Generator[BlockStep, None, None]:
         try:
             for index in range(len(self._blocks)):
                 with nullcontext() if self._dtype is None else converted(self._blocks[index], self._dtype):

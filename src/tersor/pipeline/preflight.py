@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from tersor.layerwise import find_method
 from tersor.layerwise.stats import LayerStats
 from tersor.models import Model
 from tersor.pipeline.calibrate import LevelChoice, Plan
+from tersor.pipeline.footprint import predicted_memory
+from tersor.pipeline.probing import predicted_seconds, probe
 from tersor.pipeline.recipe import Recipe
 
 SAMPLE_ROWS = 16
@@ -26,9 +27,9 @@ class Preflight:
     """Predictions for a job.
 
     Attributes:
-        peak_memory: Bytes of resident memory at the worst moment.
+        peak_memory: Resident bytes of the whole process at the worst moment.
         disk: Bytes written under the output folder at the worst moment.
-        seconds: Rough wall time on this machine.
+        seconds: Wall time on this machine as it is now.
         smallest: Bytes of the smallest model that the levels reach.
         largest: Bytes of the largest.
         budget: Bytes asked for, if a budget was given.
@@ -69,7 +70,7 @@ def predicted_nbytes(shape: tuple[int, int], choice: LevelChoice) -> int:
 
 
 def preflight(model: Model, plan: Plan, recipe: Recipe, budget: int | None, output: Path | None) -> Preflight:
-    """Predict and check a job without touching its weights.
+    """Predict and check a job from its shapes and a few seconds of its work, see :mod:`tersor.pipeline.probing`.
 
     Raises:
         InvalidArgument: If a level does not fit a layer or the budget is out of reach, naming the smallest reachable size.
@@ -95,9 +96,11 @@ def preflight(model: Model, plan: Plan, recipe: Recipe, budget: int | None, outp
             f"a budget of {budget:,} bytes is below the smallest reachable size of about {smallest:,} bytes with these levels; "
             "raise the budget or add smaller levels"
         )
-    levels_bytes = sum(map(sum, table.values()))
-    disk = levels_bytes + _teacher_bytes(model, recipe) + largest
-    result = Preflight(_memory(model, plan, recipe), disk, _seconds(model, plan, recipe), smallest, largest, budget)
+    disk = sum(map(sum, table.values())) + _teacher_bytes(model, recipe) + largest
+    parts = probe(model, plan, recipe)
+    levels = {name: sum(sizes) for name, sizes in table.items()}
+    memory = predicted_memory(model, plan, recipe, parts.inputs, levels, budget or largest)
+    result = Preflight(memory, disk, predicted_seconds(model, recipe, parts, len(table)), smallest, largest, budget)
     _check_room(result, output)
     return result
 
@@ -106,42 +109,11 @@ def _teacher_bytes(model: Model, recipe: Recipe) -> int:
     return 2 * recipe.search.tokens * model.vocabulary if recipe.budget is not None and recipe.search.method == "evopress" else 0
 
 
-def _memory(model: Model, plan: Plan, recipe: Recipe) -> int:
-    dense = 4 * model.n_parameters
-    widest = max(model.shape(name)[1] for name in plan.choices)
-    hidden = 2 * 4 * (recipe.calibration.tokens + recipe.calibration.held_out) * model.hidden_size
-    fitting = hidden + 6 * 8 * widest**2
-    levels = max(map(len, plan.choices.values()))
-    # Dense levels in half precision, a working copy, the teacher's file in the page cache, and logits of one minibatch.
-    logits = 4 * max(tokens for _, tokens in recipe.search.stages) * model.vocabulary
-    searching = min(4 << 30, 2 * levels * model.n_parameters) + dense // 2 + _teacher_bytes(model, recipe) + logits
-    return 700_000_000 + dense + max(fitting + dense // 2, searching if recipe.budget is not None else 0)
-
-
-@torch.inference_mode()
-def _seconds(model: Model, plan: Plan, recipe: Recipe) -> float:
-    probe = min(256, model.max_context)
-    tokens = torch.zeros(1, probe, dtype=torch.long)
-    model.module(tokens)  # the first pass also pays for set-up
-    began = time.perf_counter()
-    model.module(tokens)
-    per_token = (time.perf_counter() - began) / probe
-    fit = recipe.needs_inputs
-    walked = 2.5 * (recipe.calibration.tokens + recipe.calibration.held_out) * fit
-    judged = 0.0
-    if recipe.budget is not None and recipe.search.method == "evopress":
-        candidates = [recipe.search.offspring, *(survivors for survivors, _ in recipe.search.stages)]
-        stages = zip(candidates, recipe.search.stages, strict=False)
-        judged = recipe.search.generations * sum((n / 2 + 1) * tokens for n, (_, tokens) in stages)
-    solved = sum(1e-9 * model.shape(name)[1] * len(choices) * model.shape(name)[0] * 40 for name, choices in plan.choices.items() if fit)
-    return per_token * (walked + judged + 3 * recipe.evaluation.tokens) + solved
-
-
 def _check_room(needs: Preflight, output: Path | None) -> None:
     import psutil
 
     available = psutil.virtual_memory().available
-    if needs.peak_memory > available:
+    if needs.peak_memory - psutil.Process().memory_info().rss > available:
         raise TersorError(
             f"this job needs about {needs.peak_memory / 1e9:.1f} GB of memory but {available / 1e9:.1f} GB are free; "
             "lower calibration.tokens or search.tokens, or use a machine with more"

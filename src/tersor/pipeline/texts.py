@@ -36,7 +36,8 @@ class Texts:
     sources: dict[str, str]
 
 
-def _needed(recipe: Recipe) -> tuple[int, int, int]:
+def needed_tokens(recipe: Recipe) -> tuple[int, int, int]:
+    """Tokens to fit on, to judge layers on and to search with that ``recipe`` asks for."""
     fit = recipe.needs_inputs
     calibration = recipe.calibration.tokens if fit or recipe.search.method in ("knapsack", "greedy") else 0
     held_out = recipe.calibration.held_out if calibration else 0
@@ -60,7 +61,7 @@ def prepare_texts(model: Model, recipe: Recipe, cache: Path | None = None) -> Te
     from tersor import data
 
     context = min(recipe.calibration.context, model.max_context)
-    counts = [-(-tokens // context) for tokens in _needed(recipe)]
+    counts = [-(-tokens // context) for tokens in needed_tokens(recipe)]
     total = sum(counts)
     windows = None
     raw = None
