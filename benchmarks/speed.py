@@ -43,7 +43,10 @@ def prepare(folder: Path) -> dict[str, tuple[Path, int]]:
     model = load("smollm2-135m")
     grid = {"method": "rtn", "bits": 4, "group_size": 32, "scheme": "symmetric"}
     small = compress(model, parse_recipe({"levels": [grid], "embeddings": [grid], "evaluation": {"tokens": 0}}))
-    small.save(folder / "native")
+    # Like the dense folders without a tokenizer: ours would be loaded with the model and counted as its memory.
+    bare = small.copy()
+    bare.tokenizer = None
+    bare.save(folder / "native")
     small.export(folder / "model.gguf", format="gguf", verify=False)
     comparing.save_dense(model, folder / "float32")
     model.copy(torch.bfloat16).module.save_pretrained(folder / "bfloat16")

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 
@@ -23,27 +24,39 @@ def load(source: str, runtime: str, dtype: str) -> Any:
     return Model(AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype)))
 
 
-def warm_libraries() -> None:
-    """Import and compile what running a packed weight needs, on a tiny one: libraries are part of the baseline, not of the model."""
+def warm_libraries(runtime: str) -> None:
+    """Import and compile what loading and running a model need, on a tiny one: libraries are part of the baseline, not of the model."""
     import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from tersor.layerwise import rtn
+    from tersor.models import Model
 
-    weight = rtn(torch.ones(64, 64), bits=4, group_size=32, scheme="symmetric")
-    with torch.inference_mode():
-        for rows in (1, 4, 64):
-            weight(torch.ones(rows, 64))
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=1, tie_word_embeddings=True
+    )
+    tiny = Model(LlamaForCausalLM(config))
+    with TemporaryDirectory() as folder:
+        if runtime == "tersor":
+            for name in [*tiny.linears(), *tiny.embeddings()]:
+                tiny.replace(name, rtn(tiny.matrix(name), bits=4, group_size=32, scheme="symmetric"))
+            tiny.save(Path(folder) / "tiny")
+        else:
+            tiny.module.save_pretrained(Path(folder) / "tiny")
+        again = load(str(Path(folder) / "tiny"), runtime, "float32")
+        with torch.inference_mode():
+            for tokens in (1, 4, 64):
+                again.module(input_ids=torch.zeros(1, tokens, dtype=torch.long))
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Load, run one token, time prompt and continuation by the same code for both runtimes."""
     import torch
-    import transformers.models.llama.modeling_llama  # noqa: F401 - as in warm_libraries
 
     from tersor.evaluation import measure_speed
     from tersor.evaluation.speed import process_memory
 
-    warm_libraries()
+    warm_libraries(request["runtime"])
     baseline, _ = process_memory()
     began = time.perf_counter()
     model = load(request["source"], request["runtime"], request["dtype"])
