@@ -19,8 +19,8 @@ _LAZY = {
     "Level": "tersor.pipeline.levels", "LevelDatabase": "tersor.pipeline.levels", "load_recipe": "tersor.pipeline.recipe",
 }  # fmt: skip
 _ROOMS = (
-    "weights", "kernels", "layerwise", "allocation", "models", "evaluation", "coding", "distributed", "finetuning", "information",
-    "limits", "kvcache", "attention", "papers", "data",
+    "weights", "kernels", "layerwise", "allocation", "models", "evaluation", "coding", "distributed", "finetuning", "training",
+    "information", "limits", "kvcache", "attention", "papers", "data",
 )  # fmt: skip
 
 __all__ = [
