@@ -22,7 +22,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 ROOMS = [
-    "weights", "layerwise", "allocation", "coding", "finetuning", "training", "information", "distributed", "limits", "kvcache", "attention",
+    "weights", "layerwise", "allocation", "coding", "finetuning", "training", "information", "distributed", "limits", "kvcache",
+    "attention",
 ]  # fmt: skip
 
 
