@@ -56,7 +56,7 @@ class Scale:
     new_tokens: int
 
 
-FULL = Scale("smollm2-135m", "wikitext2.valid", "wikitext2.test", 512, 8192, 2048, 2048, 3, 2, 8, 8, ((2, 256), (1, 1024)), 12)
+FULL = Scale("smollm2-135m", "wikitext2.valid", "wikitext2.test", 512, 8192, 1024, 2048, 3, 2, 6, 8, ((2, 256), (1, 512)), 12)
 QUICK = Scale("stories260k", "tinystories", "tinystories.tail", 128, 2048, 1024, 1024, 2, 2, 3, 4, ((2, 128), (1, 256)), 4)
 
 

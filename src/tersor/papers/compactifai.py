@@ -18,7 +18,7 @@ PAPER = Paper(
     where="tersor.layerwise.tensor_network, tersor.weights.TensorTrainWeight",
 )
 
-FULL = Size("smollm2-135m", 4096, 1024, 512, "wikitext2.valid", "wikitext2.test", every=3)
+FULL = Size("smollm2-135m", 4096, 1024, 512, "wikitext2.valid", "wikitext2.test", every=4)
 QUICK = Size("stories260k", 8192, 4096, 256, "tinystories", "tinystories.tail")
 KEEP = 0.5
 # Levels of the profile; 1 leaves a layer as it is.
