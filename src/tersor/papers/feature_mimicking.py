@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+from statistics import fmean, median, pstdev
 
 from tersor.papers.ctr import ClickData, CTRModel, Ranks, build, compress, latency, load_clicks, pack, score, train
 from tersor.papers.frame import Paper, Result, Row, measured
@@ -174,7 +174,7 @@ def _means(trials: list[Trial]) -> Iterator[Row]:
         yield {
             "log": same[0].log, "model": same[0].kind, "method": method, "parameters": same[0].parameters, "bytes": same[0].bytes,
             "auc": fmean(trial.auc for trial in same), "auc_spread": pstdev(trial.auc for trial in same),
-            "logloss": fmean(trial.logloss for trial in same), "speedup": max(trial.speedup for trial in same),
+            "logloss": fmean(trial.logloss for trial in same), "speedup": median(trial.speedup for trial in same),
         }  # fmt: skip
 
 

@@ -82,11 +82,14 @@ def train(model: CTRModel, data: ClickData, *, epochs: int, learning_rate: float
 
 @torch.no_grad()
 def latency(models: Mapping[str, nn.Module], ids: Tensor, repeats: int = 30) -> dict[str, float]:
-    """Seconds that each model takes for ``ids``: the fastest of ``repeats``, taken in turn so that a busy machine treats all alike."""
+    """Processor seconds that each model takes for ``ids``: the fewest of ``repeats``, taken in turn.
+
+    Of the processor, not of the clock, which on a busy machine counts the work of others.
+    """
     fastest = dict.fromkeys(models, float("inf"))
     for _ in range(repeats):
         for name, model in models.items():
-            began = time.perf_counter()
+            began = time.process_time()
             model(ids)
-            fastest[name] = min(fastest[name], time.perf_counter() - began)
+            fastest[name] = min(fastest[name], time.process_time() - began)
     return fastest
