@@ -98,9 +98,17 @@ def _warnings(report: RunReport) -> str:
     return f'<section class="warnings"><h2>Warnings</h2><ul>{items}</ul></section>' if found else ""
 
 
+_PROVEN = (
+    " Loss at most: nats a token that are not exceeded on average over such text, 95 % sure, if windows are independent and predictions "
+    "are mixed with 1 % of a uniform guess; by its bytes: even if the model had been fitted to this text."
+)
+
+
 def _comparison(report: RunReport, charts: Mapping[str, Any]) -> str:
     columns = ["Model", "Bytes", "MB", "Bits a weight", "Perplexity", "KL to original", "Same top-1"]
     with_errors = any(row.layer_error is not None for row in report.rows)
+    proven = any(row.certified is not None for row in report.rows)
+    columns += (["Sum of layer errors"] if with_errors else []) + (["Loss at most", "by its bytes"] if proven else [])
     cells = [
         [
             Cell(row.name), Cell.number(row.nbytes, ","), Cell.number(row.nbytes / 1e6, ",.2f"), Cell.number(row.bits_per_weight, ".2f"),
@@ -108,6 +116,7 @@ def _comparison(report: RunReport, charts: Mapping[str, Any]) -> str:
             Cell.number(row.kl, ".4f", _error(row.kl_stderr, ".4f")),
             Cell.number(None if row.top1 is None else 100 * row.top1, ".1f", " %"),
             *([Cell.number(row.layer_error)] if with_errors else []),
+            *([Cell.number(row.certified, ".3f"), Cell.number(row.occam, ".3f")] if proven else []),
         ]
         for row in report.rows
     ]  # fmt: skip
@@ -116,9 +125,10 @@ def _comparison(report: RunReport, charts: Mapping[str, Any]) -> str:
     also = ", ".join(purpose.replace("_", "-") for purpose, text in report.texts.items() if purpose != "evaluation" and text == source)
     held_out = f"which also served for {also}" if also else "which nothing was fitted to or chosen by"
     note = f"Measured on {source}, {held_out}; ± is one standard error over windows, bars are two." if source else ""
+    note += _PROVEN if proven else ""
     return (
         f'<section><h2>Size and quality</h2><p class="note">{escape(note)}</p>'
-        f"{_table('models', columns + (['Sum of layer errors'] if with_errors else []), cells)}"
+        f"{_table('models', columns, cells)}"
         f'{f"""<div class="pair">{pair}</div>""" if pair else ""}</section>'
     )
 

@@ -31,6 +31,9 @@ class ReportRow:
         top1: Fraction of positions where both predict the same token.
         perplexity_stderr: Standard error of ``perplexity`` over windows.
         layer_error: Sum of the held-out errors of its layers, to compare with ``kl``.
+        certified: What its loss on text like this is at most, nats a token, with a probability of 95 %, if it was not fitted to the text.
+        occam: The same from its bytes too, which holds even if it was fitted to the text. See
+            :func:`tersor.limits.generalization.certify` for both.
     """
 
     name: str
@@ -42,6 +45,8 @@ class ReportRow:
     top1: Share | None = None
     perplexity_stderr: NotNegative | None = None
     layer_error: NotNegative | None = None
+    certified: NotNegative | None = None
+    occam: NotNegative | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.allocation import Allocation
 from tersor.evaluation import Evaluation, RunReport, disagreement, evaluate
 from tersor.evaluation.run_report import LayerRow, ReportRow
+from tersor.limits.generalization import certify
 from tersor.models import Model
 from tersor.models.storage import safetensors_size
 from tersor.models.structure import find_blocks
@@ -67,7 +68,13 @@ def _row(name: str, model: Model, layer_error: float | None, measured: Evaluatio
         return row
     perplexity = measured.perplexity if math.isfinite(measured.perplexity) else None
     stderr = measured.perplexity_stderr if perplexity is not None and math.isfinite(measured.perplexity_stderr or math.inf) else None
-    return replace(row, perplexity=perplexity, perplexity_stderr=stderr, kl=measured.kl, kl_stderr=measured.kl_stderr, top1=measured.top1)
+    row = replace(row, perplexity=perplexity, perplexity_stderr=stderr, kl=measured.kl, kl_stderr=measured.kl_stderr, top1=measured.top1)
+    if perplexity is None:
+        return row
+    # What the windows prove of the loss on others, without and with the size of the model.
+    losses = [nll / tokens for nll, tokens in zip(measured.window_nll, measured.window_tokens, strict=True)]
+    held_out, fitted = (certify(losses, nbytes=nbytes, vocabulary=model.vocabulary, trained_on=trained) for trained in (False, True))
+    return replace(row, certified=held_out.bound, occam=fitted.bound)
 
 
 def _layers(job: Job, choices: Choices) -> list[LayerRow]:

@@ -29,7 +29,7 @@ class Found:
     Attributes:
         action: The action with the highest measured reward.
         value: That reward, averaged over its queries.
-        queries: Rewards that were asked for, repetitions and those of an earlier run included.
+        queries: Rewards that were asked for, repetitions included; those of an earlier run count once an action.
         certificate: How far it is from the best action at most, if the assumptions hold and the budget sufficed; ``None`` if nothing is
             guaranteed. With noise it holds except with probability ``failure``.
         asked: Mean reward of every action that was asked for: hand it to the next run, which then asks for none of them again.
