@@ -157,6 +157,12 @@ def test_a_rate_above_the_entropy_is_plain_coupling():
     np.testing.assert_allclose(mec_b(p, q, 10.0).joint, mec(p, q).joint, atol=1e-12)
 
 
+def test_a_code_whose_law_fits_the_output_lets_everything_through():
+    p, q = [0.4, 0.3, 0.2, 0.1], [0.5, 0.5]
+    assert mec_b(p, q, 1.0, exact=True).information == pytest.approx(1.0, abs=1e-6)
+    assert mec_b(p, q, 1.0).information < 1
+
+
 def test_symbols_without_probability_stay_without():
     found = mec_b([0.5, 0.0, 0.3, 0.2], [0.4, 0.6], 0.8)
     assert found.joint[1].max() == 0
