@@ -86,12 +86,16 @@ class Plan:
         """The plan of ``recipe`` on ``model``.
 
         Raises:
-            InvalidArgument: If ``skip`` leaves no layer.
+            InvalidArgument: If ``skip`` leaves no layer, or the target has no place for a bias that a method is to bring.
         """
         kept = [name for name in model.linears() if not any(part in name for part in recipe.skip)]
         tables = list(model.embeddings()) if recipe.embeddings else []
         wanted = {name: recipe.expanded("levels") for name in kept} | {name: recipe.expanded("embeddings") for name in tables}
         choices = {name: [with_group_size(choice, model.shape(name)[1]) for choice in pairs] for name, pairs in wanted.items()}
+        if recipe.target is not None:
+            layers = model.linears()
+            bare = [name for name in choices if name not in layers or bias_of(layers[name]) is None]
+            choices |= {name: [without_bias(choice, name) for choice in choices[name]] for name in bare}
         if not choices:
             raise InvalidArgument("nothing to compress: the model has no linear layers, or 'skip' names them all")
         return cls(choices, fraction)
@@ -166,6 +170,21 @@ def with_group_size(choice: LevelChoice, in_features: int) -> LevelChoice:
         return choice
     fits = (size for size in range(GROUP_SIZE, 7, -8) if in_features % size == 0)
     return method, {**options, "group_size": next(fits, -1)}
+
+
+def without_bias(choice: LevelChoice, name: str) -> LevelChoice:
+    """``choice`` for a layer that no format of other runtimes gives a bias: a method that might bring one is told not to.
+
+    Raises:
+        InvalidArgument: If the user asked for one.
+    """
+    method, options = choice
+    if "center" not in find_method(method).options:
+        return choice
+    if options.get("center") is True:
+        mend = "leave out 'center' or 'target'"
+        raise InvalidArgument(f"layer {name} has no bias, so what {method} with center=True adds to it cannot be exported; {mend}")
+    return method, {**options, "center": False}
 
 
 def propagated_level(levels: list[Level], numel: int, fraction: float | None) -> int:
