@@ -29,7 +29,7 @@ class GeneratorConfig:
         operation: Chance of each operation within its pass.
         rare_operation: Of jumps and slices.
         concatenate: Chance that sequences are joined end to end rather than interleaved.
-        reuse: Chance, once for each sequence, that one is appended again.
+        reuse: Chance, once for each base sequence, that some sequence is appended again.
     """
 
     most_bases: int = 5
@@ -113,10 +113,11 @@ def _generate(draft: _Draft) -> tuple[Program, bytes]:
     while True:
         draft.lines, draft.values, draft.excluded = [], [], set()
         try:
-            for _ in range(draft.uniform(1, draft.config.most_bases)):
+            bases = draft.uniform(1, draft.config.most_bases)
+            for _ in range(bases):
                 _base(draft)
             _passes(draft)
-            program = Program(tuple(live_lines(draft.lines, _output(draft))))
+            program = Program(tuple(live_lines(draft.lines, _output(draft, bases))))
             values = program.run()
         except ProgramError:
             continue
@@ -214,7 +215,7 @@ def _pair(draft: _Draft, first: int, second: int) -> None:
         draft.add("modulo_two_lists", first, second, keep=False)
 
 
-def _output(draft: _Draft) -> int:
+def _output(draft: _Draft, bases: int) -> int:
     """Join what is not excluded, then append some again; the number of the last line."""
     count = len(draft.lines)
     kept = [index for index in range(count) if index not in draft.excluded]
@@ -222,7 +223,7 @@ def _output(draft: _Draft) -> int:
     for index in kept[1:]:
         result = draft.add("concatenate" if draft.chance(draft.config.concatenate) else "interleave", result, index)
     used = dict.fromkeys(kept, 1)
-    for _ in range(count):
+    for _ in range(bases):
         if draft.chance(draft.config.reuse):
             index = draft.uniform(0, count - 1)
             if used.get(index, 0) < 2:

@@ -19,7 +19,7 @@ def compress_bytes(data: bytes) -> bytes:
     """Code bytes by mixed contexts; the size of ``data`` must be kept beside the result.
 
     Orders 0 to 6, words, distant bytes and long matches each predict every bit; a mixer weighs them by what they were worth so far. All
-    of it is integer arithmetic, so any machine reads what any other wrote. About half a megabyte a second.
+    of it is integer arithmetic, so any machine reads what any other wrote. About a quarter of a megabyte a second.
 
     Reference:
         Mahoney: "Adaptive weighing of context models for lossless data compression", 2005.
