@@ -34,6 +34,7 @@ def held(thing: Any) -> list[torch.Tensor]:
     return held(vars(thing)) if hasattr(thing, "__dict__") and not callable(thing) else []
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")
 @pytest.mark.parametrize(
     "options",
     [{"do_sample": False}, {"num_beams": 3, "do_sample": False}, {"do_sample": False, "prefill_chunk_size": 16}],
@@ -44,9 +45,10 @@ def test_nothing_compressed_is_dynamic_cache_to_the_token(options, model):
     mask = torch.ones_like(prompt)
     mask[0, :23] = 0
     common = {"attention_mask": mask, "max_new_tokens": 40, **options}
-    cache = GearCache(model.config, NOTHING)
-    ours = model.generate(prompt, cache=cache, **common)
-    assert torch.equal(ours, model.generate(prompt, cache=DynamicCache(config=model.config), **common))
+    exact = model.generate(prompt, cache=DynamicCache(config=model.config), **common)
+    for keyword in ("past_key_values", "cache"):
+        cache = GearCache(model.config, NOTHING)
+        assert torch.equal(model.generate(prompt, **{keyword: cache}, **common), exact)
     assert sum(segments.count for segments in cache.layers[0].segments["keys"]) >= 3
 
 
