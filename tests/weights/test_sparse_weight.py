@@ -87,6 +87,46 @@ def test_joint_mode_stores_codes_of_the_kept_positions_only(scheme: str, bits: i
     assert weight.nbytes == ceil(6 * 16 * bits / 8) + 6 * 3 + grid
 
 
+@pytest.mark.parametrize("group_size", [4, 8, 24])
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+def test_joint_mode_without_a_pattern_finds_the_scale_of_every_kept_code(scheme: str, group_size: int):
+    random = torch.Generator().manual_seed(group_size)
+    codes, groups = torch.randint(0, 8, (7, 48), generator=random, dtype=torch.uint8), 48 // group_size
+    zero = None if scheme == "symmetric" else torch.randint(0, 8, (7, groups), generator=random)
+    full = QuantizedWeight(codes, torch.rand(7, groups, generator=random) + 0.1, zero, bits=3, scheme=scheme, group_size=group_size)
+    mask = random_mask(7, 48, 0.4)
+    weight = SparseWeight.from_quantized(full, mask)
+    assert isinstance(weight.positions, BitMap)
+    assert torch.equal(weight.dense(), torch.where(mask, full.dense(), 0))
+    rows = torch.tensor([6, 0, 6])
+    assert torch.equal(weight.rows(rows), weight.dense()[rows])
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["float", "codes"])
+@pytest.mark.parametrize("where", ["bit map", "columns", "2:4"])
+@pytest.mark.parametrize("m", [1, 128])
+def test_products_are_those_of_the_twin_and_never_of_a_dense_matrix(m: int, where: str, joint: bool, monkeypatch: pytest.MonkeyPatch):
+    codes = torch.randint(0, 16, (24, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    scale = torch.rand(24, 4, generator=torch.Generator().manual_seed(1))
+    full = QuantizedWeight(codes, scale, None, bits=4, scheme="symmetric", group_size=16)
+    mask = pattern_mask(24, 64, 2, 4) if where == "2:4" else random_mask(24, 64, 0.5 if where == "bit map" else 0.05)
+    pattern = {"keep_n": 2, "of_m": 4} if where == "2:4" else {}
+    weight = SparseWeight.from_quantized(full, mask, **pattern) if joint else SparseWeight.from_dense(full.dense(), mask, **pattern)
+    x = torch.randn(m, 64, generator=torch.Generator().manual_seed(2))
+    expected = x.double() @ weight.dense().double().T
+
+    def dense(*_: object) -> torch.Tensor:
+        raise AssertionError("the weight was made dense")
+
+    monkeypatch.setattr(SparseWeight, "dense", dense)
+    monkeypatch.setattr(type(weight.positions), "place", dense)
+    by_kernel = weight(x)
+    monkeypatch.setattr("tersor.kernels.sparse.kernels_run", lambda: False)
+    by_twin = weight(x)
+    for made in (by_kernel, by_twin):
+        torch.testing.assert_close(made.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_codes_larger_than_a_tile_are_decoded_tile_by_tile(monkeypatch):
     monkeypatch.setattr("tersor.weights.sparse._TILE", 40)
     mask = random_mask(7, 24, 0.5)
