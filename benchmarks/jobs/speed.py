@@ -11,20 +11,21 @@ from typing import Any
 
 
 def load(source: str, runtime: str, dtype: str) -> Any:
-    """The model as its runtime holds it: ours packed, transformers' dense in ``dtype``."""
+    """The model as its runtime holds it: ours packed and computing in ``dtype``, transformers' dense in ``dtype``."""
     import torch
 
     from tersor.models import Model
     from tersor.models import load as load_tersor
 
     if runtime == "tersor":
-        return load_tersor(source)
+        loaded = load_tersor(source)
+        return loaded if dtype == "float32" else loaded.copy(getattr(torch, dtype))
     from transformers import AutoModelForCausalLM
 
     return Model(AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype)))
 
 
-def warm_libraries(runtime: str) -> None:
+def warm_libraries(runtime: str, dtype: str) -> None:
     """Import and compile what loading and running a model need, on a tiny one: libraries are part of the baseline, not of the model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -43,7 +44,7 @@ def warm_libraries(runtime: str) -> None:
             tiny.save(Path(folder) / "tiny")
         else:
             tiny.module.save_pretrained(Path(folder) / "tiny")
-        again = load(str(Path(folder) / "tiny"), runtime, "float32")
+        again = load(str(Path(folder) / "tiny"), runtime, dtype)
         with torch.inference_mode():
             for tokens in (1, 4, 64):
                 again.module(input_ids=torch.zeros(1, tokens, dtype=torch.long))
@@ -56,7 +57,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     from tersor.evaluation import measure_speed
     from tersor.evaluation.speed import process_memory
 
-    warm_libraries(request["runtime"])
+    warm_libraries(request["runtime"], request["dtype"])
     baseline, _ = process_memory()
     began = time.perf_counter()
     model = load(request["source"], request["runtime"], request["dtype"])
