@@ -114,7 +114,7 @@ def _conclude(session: common.Session, threads: int) -> None:
     session.claims += [
         common.Claim(f"{where}: decode against transformers float32", times("decode", FLOAT32), 2.0, at_least=True),
         common.Claim(f"{where}: decode against transformers bfloat16", times("decode", BFLOAT16), 2.0, at_least=True),
-        common.Claim(f"{where}: prefill in bfloat16 against transformers bfloat16", times("prefill", BFLOAT16, OURS_BFLOAT16), 1.0, at_least=True),
+        common.Claim(f"{where}: prefill, both in bfloat16", times("prefill", BFLOAT16, OURS_BFLOAT16), 1.0, at_least=True),
         common.Claim(f"{where}: decode against llama.cpp", times("decode", PEER), 1.0, at_least=True),
         common.Claim(f"{where}: prefill against llama.cpp", times("prefill", PEER, OURS_BFLOAT16), 1.0, at_least=True),
         common.Claim(f"{where}: memory of the loaded model against its file", rows[OURS]["memory_to_file"], 1.1),
