@@ -108,7 +108,7 @@ def check_training(rank: int, workers: int, folder: Path) -> dict[str, dict[str,
         start = flat(module)
         before = socket_bytes()
         train(module, ddp, rank, range(STEPS))
-        after, final = socket_bytes(), flat(module)
+        after, traffic, final = socket_bytes(), state.traffic(), flat(module)
         # The same once more, with a checkpoint in the middle and other buckets behind it.
         again, ddp, first = started(make)
         train(again, ddp, rank, range(5))
@@ -121,7 +121,7 @@ def check_training(rank: int, workers: int, folder: Path) -> dict[str, dict[str,
         seen[name] = {
             "moved": float((final - start).norm()), "replicas equal": equal_on_all(state, final),
             "resumed equal": torch.equal(flat(fresh), final), "simulator": float((simulated(make, workers) - final).abs().max()),
-            "traffic": state.traffic(), "socket": None if after is None or before is None else after - before,
+            "traffic": traffic, "socket": None if after is None or before is None else after - before,
             "knobs": getattr(state, "knobs", None),
         }  # fmt: skip
     return seen

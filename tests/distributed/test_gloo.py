@@ -1,4 +1,7 @@
-"""Two real processes over gloo: the hook, checkpoints, refusals and a lost worker. All checks share one start of the processes."""
+"""Real processes over gloo: the hook, checkpoints, refusals and a lost worker. All checks share one start of the processes.
+
+Three of them, because two numbers add up to the same bits in any order.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("this build of PyTorch has no gloo")
     folder = tmp_path_factory.mktemp("gloo")
-    codes = run_workers([str(Path(__file__).with_name("gloo_checks.py"))], 2, folder)
-    assert codes == [0, 7], (folder / "output-0.txt").read_text() + (folder / "output-1.txt").read_text()
+    codes = run_workers([str(Path(__file__).with_name("gloo_checks.py"))], 3, folder)
+    assert codes == [0, 7, 0], (folder / "output-0.txt").read_text() + (folder / "output-1.txt").read_text()
     found: dict[str, Any] = json.loads((folder / "seen-0.json").read_text())
     return found
 
@@ -50,8 +53,8 @@ def test_the_wire_carries_what_is_counted(seen: dict[str, Any], name: str):
     run = seen["training"][name]
     if run["socket"] is None:
         pytest.skip("this kernel does not count the bytes of a connection")
-    # Besides the payload there are headers, the barrier-like first exchange of DDP, and 8 steps of tiny messages.
-    assert run["traffic"]["ring_bytes"] <= run["socket"] < 1.2 * run["traffic"]["ring_bytes"] + 20_000
+    # Besides the payload, every message has a header and is announced: some fifty bytes each, for dozens of messages in 8 steps.
+    assert run["traffic"]["ring_bytes"] <= run["socket"] < 1.2 * run["traffic"]["ring_bytes"] + 8 * 4500
 
 
 def test_layers_were_adjusted(seen: dict[str, Any]):
@@ -68,5 +71,5 @@ def test_what_cannot_work_is_refused_in_one_sentence(seen: dict[str, Any]):
 
 
 def test_a_lost_worker_is_an_error_that_says_what_to_do(seen: dict[str, Any]):
-    assert seen["lost"].startswith("TersorError: worker 0 of 2 lost contact with another worker")
+    assert seen["lost"].startswith("TersorError: worker 0 of 3 lost contact with another worker")
     assert seen["lost"].endswith("restart all workers from the last checkpoint")

@@ -46,6 +46,8 @@ def test_candidates_stay_in_range_and_never_exceed_the_dense_tensor():
     assert candidates(LowRank(rank=1), (100, 80), 0.5, 2.0) == [1, 2]
     assert candidates(LowRank(rank=4), (5, 80), 0.5, 2.0) == [2, 3, 4]
     assert candidates(UniformQuant(bits=6), (100, 80), 0.5, 2.0) == list(range(3, 9))
+    assert candidates(UniformQuant(bits=3), (100, 80), 0.1, 1.0) == [2, 3]
+    assert candidates(UniformQuant(bits=1), (100, 80), 0.5, 2.0) == [1, 2]
     densities = candidates(TopK(ratio=0.3), (10, 10), 0.25, 4.0)
     assert densities[0] == 7
     assert 30 in densities

@@ -14,7 +14,8 @@ from tersor.errors import InvalidArgument
 
 Metric = Literal["l2", "l2sq"]
 _GRID = 17  # densities tried of TopK, from the smallest to the largest: neighbours differ by 9 % where the range is a factor of four
-_MOST_BITS = 8
+# With one bit, extremes are all that is left of a bucket: its error looks bearable in a table and drives error feedback apart in training.
+_FEWEST_BITS, _MOST_BITS = 2, 8
 
 
 def knob_of(compressor: Compressor, shape: tuple[int, ...]) -> int:
@@ -48,12 +49,13 @@ def candidates(compressor: Compressor, shape: tuple[int, ...], low: float, high:
     Args:
         compressor: The uniform setting.
         shape: Of the tensor.
-        low: Rounded down, but to no less than 1.
+        low: Rounded down, but to no less than 1, or 2 bits.
         high: Rounded up, but to no more than there is.
     """
     reference, numel = knob_of(compressor, shape), math.prod(shape)
     most = min(matrix_shape(shape)) if isinstance(compressor, LowRank) else numel if isinstance(compressor, TopK) else _MOST_BITS
-    first, last = max(1, math.floor(low * reference)), min(most, math.ceil(high * reference))
+    least = _FEWEST_BITS if isinstance(compressor, UniformQuant) else 1
+    first, last = max(least, math.floor(low * reference)), min(most, math.ceil(high * reference))
     if isinstance(compressor, TopK):
         span = math.log(last / first)
         knobs = {round(first * math.exp(span * step / (_GRID - 1))) for step in range(_GRID)}

@@ -10,7 +10,7 @@ from torch import Tensor
 from tersor.distributed.rounds import Round
 from tersor.distributed.rules import ERROR
 from tersor.distributed.state import ErrorFeedbackState
-from tersor.distributed.wire import Wire
+from tersor.distributed.wire import Wire, in_order
 from tersor.errors import InvalidArgument
 
 Gradients = Callable[[dict[str, Tensor], int], Mapping[str, Tensor]]
@@ -56,8 +56,8 @@ class Simulator:
         gradients = {name: self._checked(name, rows) for name, rows in self._gradients(self.parameters, self.state.step).items()}
         workers = next(iter(gradients.values())).shape[0]
         phases = Round(self.state, gradients)
-        to_sum, to_gather = phases.encode(None if phases.sketch is None else phases.sketch.sum(0))
-        directions = phases.finish(None if to_sum is None else to_sum.sum(0), to_gather, workers)
+        to_sum, to_gather = phases.encode(None if phases.sketch is None else in_order(phases.sketch))
+        directions = phases.finish(None if to_sum is None else in_order(to_sum), to_gather, workers)
         self.state.advance()
         return directions
 

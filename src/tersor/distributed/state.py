@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -109,7 +109,7 @@ class ErrorFeedbackState:
 
     def compressor_of(self, name: str, shape: tuple[int, ...]) -> Compressor | None:
         """The compressor of a parameter, or ``None`` where it is averaged dense."""
-        numel = shape.numel() if isinstance(shape, torch.Size) else torch.Size(shape).numel()
+        numel = math.prod(shape)
         small = numel < self.min_numel or (len(shape) < 2 and not self.vectors)
         return None if small or self.compressor.nbytes(shape) > 4 * numel else self.compressor
 

@@ -10,8 +10,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from tersor.errors import InvalidArgument, TersorError
+
+
+def in_order(rows: Tensor) -> Tensor:
+    """The sum of ``rows`` ``[n, *shape]``, one after the other: the same bits wherever an entry lies."""
+    total = rows[0].clone()
+    for row in rows[1:]:
+        total += row
+    return total
 
 
 class Wire:
@@ -46,19 +55,28 @@ class Wire:
         return dist.get_rank(self._group) if dist.is_initialized() and not self._alone else 0
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum of ``tensor`` over all workers, in place; bit-equal on every worker."""
+        """The sum of ``tensor`` over all workers, added in the order of their ranks; bit-equal on every worker.
+
+        Every worker adds up one piece and all gather the pieces, which takes the traffic of a ring. A ring would add every piece in an
+        order that depends on where it lies, so that a run that was resumed, whose buckets differ for a step, would round differently.
+        """
         world = self.world_size
         self._count(tensor, 2 * (world - 1) / world)
-        if world > 1:
-            self._run(lambda: dist.all_reduce(tensor, group=self._group))
-        return tensor
+        if world == 1:
+            return tensor
+        flat = F.pad(tensor.flatten(), (0, -tensor.numel() % world))
+        pieces = flat.new_empty(world, len(flat) // world)
+        self._run(lambda: dist.all_to_all_single(pieces, flat.view_as(pieces), group=self._group))
+        return self._gathered(in_order(pieces)).flatten()[: tensor.numel()].view_as(tensor)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """``tensor`` of every worker, ``[world_size, *shape]``; sizes must agree."""
-        world = self.world_size
-        self._count(tensor, world - 1)
-        gathered = tensor.new_empty(world, *tensor.shape)
-        if world > 1:
+        self._count(tensor, self.world_size - 1)
+        return self._gathered(tensor)
+
+    def _gathered(self, tensor: Tensor) -> Tensor:
+        gathered = tensor.new_empty(self.world_size, *tensor.shape)
+        if self.world_size > 1:
             self._run(lambda: dist.all_gather(list(gathered), tensor, group=self._group))
         else:
             gathered[0] = tensor
