@@ -13,9 +13,9 @@ from tersor.pipeline.calibrate import Plan
 from tersor.pipeline.recipe import Recipe, parse_recipe
 
 
-def recipe(**options: Any) -> Recipe:
+def recipe(target: str = "safetensors", **options: Any) -> Recipe:
     levels = [{"method": "lord", "keep": 0.5, **options}, {"method": "feature_mimicking"}, {"method": "gptq", "bits": 3}]
-    return parse_recipe({"levels": levels, "budget": "1MB", "target": "safetensors", "evaluation": {"tokens": 0}})
+    return parse_recipe({"levels": levels, "budget": "1MB", "target": target, "evaluation": {"tokens": 0}})
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,11 @@ def gpt2() -> Model:
 def test_a_target_without_biases_is_planned_for(stories: Model) -> None:
     for pairs in Plan.of(stories, recipe(center="auto"), None).choices.values():
         assert [options.get("center") for _, options in pairs] == [False, False, None]
+
+
+def test_the_native_format_holds_any_bias(stories: Model) -> None:
+    for pairs in Plan.of(stories, recipe("native", center=True), None).choices.values():
+        assert [options.get("center") for _, options in pairs] == [True, None, None]
 
 
 def test_layers_that_have_a_bias_may_get_another(gpt2: Model) -> None:

@@ -92,7 +92,7 @@ class Plan:
         tables = list(model.embeddings()) if recipe.embeddings else []
         wanted = {name: recipe.expanded("levels") for name in kept} | {name: recipe.expanded("embeddings") for name in tables}
         choices = {name: [with_group_size(choice, model.shape(name)[1]) for choice in pairs] for name, pairs in wanted.items()}
-        if recipe.target is not None:
+        if recipe.target != "native":
             layers = model.linears()
             bare = [name for name in choices if name not in layers or bias_of(layers[name]) is None]
             choices |= {name: [without_bias(choice, name) for choice in choices[name]] for name in bare}
