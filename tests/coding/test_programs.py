@@ -207,6 +207,8 @@ def test_the_search_beats_the_bare_one_and_is_no_better_than_possible():
     sequences = [output for _, output in PAIRS]
     bare, full = (evaluate(sequences, Search(level)) for level in (0, 4))
     assert bare.accuracy == full.accuracy == 1
+    flags = len(sequences) / (8 * sum(map(len, sequences)))
+    assert max(bare.rate, full.rate) <= full.baselines["gzip"] + flags
     assert full.rate < 0.95 * bare.rate
 
 

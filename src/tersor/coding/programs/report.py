@@ -23,7 +23,8 @@ class KTReport:
     Attributes:
         accuracy: Fraction of sequences for which it gave a program that puts out exactly that sequence.
         precision: Bits of the right programs over those of gzip on the same sequences joined; below 1 is good.
-        rate: Programs where right, gzip on the others joined, and a bit a sequence, over raw bits. Never above 1 and that bit.
+        rate: Programs where right and short, gzip on the others joined, and a bit a sequence, over raw bits. Never above gzip, or 1, and
+            that bit.
         nominal_rate: Likewise with the paper's lengths of programs, which are no decodable code.
         baselines: Rates of gzip, bz2 and xz on all sequences joined, and of deflate on each alone.
     """
@@ -61,8 +62,9 @@ def evaluate(sequences: Sequence[bytes], synthesiser: Synthesiser) -> KTReport:
     known = baselines(sequences)
     costs = [program_bits(program) if program is not None else float("inf") for program in programs]
     nominal = [program.nominal_bits() if program is not None else float("inf") for program in programs]
-    # Whether a right program is used is the encoder's choice: not if it is longer than its sequence, or than gzip would make it.
-    limits = (1.0, known["gzip"])
+    # Whether a right program is used is the encoder's choice: not if it is longer than its sequence, or than gzip would make it. As gzip
+    # gets worse the less it is left, no limit is best everywhere; the last is to use none.
+    limits = (1.0, known["gzip"], known["gzip"] / 2, 0.0)
     return KTReport(
         len(right) / len(sequences), bits / gzip_right if right else float("nan"),
         min(_rate(costs, sequences, limit) for limit in limits), min(_rate(nominal, sequences, limit) for limit in limits), known,
