@@ -66,7 +66,7 @@ def conclude(session: common.Session) -> None:
 
 NOTES = (
     "the model computes in float32, so that DynamicCache holds float32 too; at 16 bits it would hold half",
-    "memory_grown is what filling and decoding add to the process, the dequantised layer that lives during a step included",
+    "memory_grown is what filling and decoding leave in the process, free memory that the allocator keeps not counted",
     "tokens a second are of processor time on one thread; those of the long generation are over all of its tokens so far",
     f"the long generation is that of {LONG_MODEL}, whose heads have 8 channels, for which factors of any rank would be half a copy",
 )

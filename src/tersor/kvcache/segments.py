@@ -107,11 +107,7 @@ class Segments:
         """Read back into ``out`` ``[batch, heads, count * tokens, width]``."""
         dense = self._backbone()
         if self.left is not None and self.right is not None:
-            left, right = self.left.float(), self.right.float()
-            if self.by_channel:
-                dense.unflatten(2, (self.heads, self.width)).add_(right @ left.mT)
-            else:
-                dense.unflatten(3, (self.heads, self.width)).add_((left @ right.mT).transpose(2, 3))
+            _add_products(dense, self.left.float(), self.right.float(), self.by_channel)
         if self.outliers is not None and self.positions is not None:
             lines = dense.view(*self.positions.shape[:3], -1)
             lines.scatter_(3, self.positions.long(), self.outliers.to(lines.dtype))
@@ -148,6 +144,17 @@ def _quantise(rows: Tensor, config: GearConfig) -> tuple[Tensor, Tensor, Tensor]
         scale, minimum = halves
     codes, scale, minimum = (tensor.unflatten(0, rows.shape[:3]) for tensor in (codes, scale, minimum))
     return codes, scale, minimum
+
+
+def _add_products(rows: Tensor, left: Tensor, right: Tensor, by_channel: bool) -> None:
+    """Add ``left @ right.mT`` of every head to ``rows``, without a product in memory of its own."""
+    heads, width = right.shape[2:4]
+    if by_channel:
+        rows.view(-1, width, rows.shape[3]).baddbmm_(right.flatten(0, 2), left.flatten(0, 2).mT)
+        return
+    for head in range(heads):
+        channels = rows.flatten(0, 1)[..., head * width : (head + 1) * width]
+        channels.baddbmm_(left[:, :, head].flatten(0, 1), right[:, :, head].flatten(0, 1).mT)
 
 
 def _without(rows: Tensor, positions: Tensor | None, lines: OutlierLines) -> Tensor:
