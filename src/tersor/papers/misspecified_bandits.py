@@ -112,17 +112,17 @@ def _orders() -> dict[str, Callable[[bandits.BanditInstance], list[int]]]:
 
 
 class _Counted:
-    """The fitness of a job on one minibatch, with every distinct candidate counted once and what each method has found so far."""
+    """The fitness of a job on one minibatch: every distinct candidate of a method counts once, so judging a parent again is free."""
 
     def __init__(self, job: Any, tokens: int) -> None:
         self._job, self._tokens = job, tokens
         self._known: dict[Choices, float] = {}
+        self._seen: set[Choices] = set()
         self.trace: list[float] = []
 
-    def start(self) -> _Counted:
+    def start(self) -> None:
         """Forget what was found, not what was measured."""
-        self.trace = []
-        return self
+        self.trace, self._seen = [], set()
 
     def __call__(self, candidates: Sequence[Choices], *, parent: Choices, tokens: int, seed: int) -> list[float]:
         """As the protocol wants it, but always on the same minibatch."""
@@ -131,7 +131,9 @@ class _Counted:
             values = self._job.fitness(fresh, parent=parent, tokens=self._tokens, seed=0)
             self._known.update(zip(fresh, map(float, values), strict=True))
         for candidate in candidates:
-            self.trace.append(min(self._known[candidate], self.trace[-1] if self.trace else float("inf")))
+            if candidate not in self._seen:
+                self._seen.add(candidate)
+                self.trace.append(min(self._known[candidate], self.trace[-1] if self.trace else float("inf")))
         return [self._known[candidate] for candidate in candidates]
 
 
@@ -164,7 +166,7 @@ def _searches(problem: Problem, fitness: _Counted, size: Size, seed: int) -> dic
 
     def evolved(evaluations: int) -> Callable[[], Any]:
         return lambda: evopress(
-            problem, fitness, generations=(evaluations - 1) // (offspring + 1), offspring=offspring, stages=((1, tokens),), seed=seed,
+            problem, fitness, generations=(evaluations - 1) // offspring, offspring=offspring, stages=((1, tokens),), seed=seed,
             initial="uniform",
         )  # fmt: skip
 
