@@ -86,7 +86,7 @@ def test_the_next_block_is_fitted_to_what_the_bias_did(stories, data_dir, tmp_pa
     expected, without = (
         lord(stories.matrix(name), stats_behind(job, name, whole), rank=8, center=True).offset for whole in (True, False)
     )
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-3)  # stored in float16
     assert float((found - without).abs().max()) > 1e-2
 
 
