@@ -23,7 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class MeasuredCache(Cache):  # type: ignore[misc]
+class MeasuredCache(Cache):
     """A cache that knows its bytes and refuses the states of another model; the base of all caches here.
 
     Args:

@@ -15,9 +15,9 @@ _SLACK = 0.25
 
 
 class OutlierLines(NamedTuple):
-    """The runs of rows among which outliers are chosen: ``count`` lines, ``each`` of their entries at both ends kept apart."""
+    """The runs of rows among which outliers are chosen: ``number`` lines, ``each`` of their entries at both ends kept apart."""
 
-    count: int
+    number: int
     each: int
 
 
@@ -46,7 +46,7 @@ def pick_outliers(rows: Tensor, lines: OutlierLines, dtype: torch.dtype) -> tupl
     """
     if lines.each == 0:
         return rows, None, None
-    values = rows.reshape(*rows.shape[:2], lines.count, -1)
+    values = rows.reshape(*rows.shape[:2], lines.number, -1)
     positions = torch.cat([values.topk(lines.each, largest=largest).indices for largest in (False, True)], -1)
     kept = torch.ones_like(values).scatter_(-1, positions, 0.0)
     # The mean of the rest, not of the line: one huge outlier would put that far outside of the range of the rest.

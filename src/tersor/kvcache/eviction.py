@@ -14,7 +14,7 @@ from tersor.layerwise.checking import check_choice, check_integer
 Policy = Literal["recent", "small_keys"]
 
 
-class EvictionLayer(CacheLayerMixin):  # type: ignore[misc]
+class EvictionLayer(CacheLayerMixin):
     """A layer that keeps at most ``budget`` tokens in full precision; positions stay those at which the tokens were read.
 
     Args:
@@ -37,6 +37,8 @@ class EvictionLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def __init__(self, budget: int, policy: Policy = "recent", protected: int | None = None) -> None:
         super().__init__()
+        self.keys: Any = None
+        self.values: Any = None
         self.budget = check_integer("budget", budget, 1)
         check_choice("policy", policy, Policy)
         self.policy = policy

@@ -17,7 +17,7 @@ from tersor.kvcache.segments import Segments, Side
 _SIDES: tuple[Side, Side] = ("keys", "values")
 
 
-class GearLayer(CacheLayerMixin):  # type: ignore[misc]
+class GearLayer(CacheLayerMixin):
     """The keys and values of one layer: compressed segments, and the last tokens as they are.
 
     Attributes:
@@ -32,6 +32,8 @@ class GearLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def __init__(self, config: GearConfig) -> None:
         super().__init__()
+        self.keys: Any = None
+        self.values: Any = None
         self.config = config
         self.segments: dict[Side, list[Segments]] = {side: [] for side in _SIDES}
 

@@ -161,7 +161,7 @@ def _without(rows: Tensor, positions: Tensor | None, lines: OutlierLines) -> Ten
     """``rows`` with zeros where outliers stand."""
     if positions is None:
         return rows
-    return rows.reshape(*rows.shape[:2], lines.count, -1).scatter(3, positions.long(), 0.0).view(rows.shape)
+    return rows.reshape(*rows.shape[:2], lines.number, -1).scatter(3, positions.long(), 0.0).view(rows.shape)
 
 
 def _to_rows(states: Tensor, by_channel: bool) -> Tensor:

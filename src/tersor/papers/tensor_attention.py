@@ -101,14 +101,14 @@ def _rank_one(random: Any, bound: float) -> tuple[Tensor, list[Tensor], list[Ten
 
 
 def _times(quick: bool) -> Iterator[Row]:
-    from tersor.attention import tensor_attention
+    from tersor.attention import higher_order_attention
 
     sizes = {"poly": (512, 1024, 2048), "exact": (64, 128, 256)} if quick else {"poly": (1024, 2048, 4096, 8192), "exact": (128, 256, 512)}
     options: dict[str, dict[str, Any]] = {"poly": {"method": "poly", "degree": 6}, "exact": {"method": "exact"}}
     for method, lengths in sizes.items():
         for n in lengths:
             q, keys, values = _uniform(_generator(0), 0.5, n, 4)
-            call = partial(tensor_attention, q, *keys, *values, **options[method])
+            call = partial(higher_order_attention, q, keys, values, **options[method])
             yield {"part": "time", "method": method, "n": n, "seconds": _least(call)}
 
 
