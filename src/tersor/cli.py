@@ -98,7 +98,9 @@ def measure(
     reference: Annotated[str | None, typer.Option(help="The original, for divergence and agreement.")] = None,
     text: Annotated[str | None, typer.Option(help="A file or a known name; default: the documentation that ships with Python.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 8192,
-    tasks: Annotated[str | None, typer.Option(help="Comma-separated task names, such as arc_easy,piqa,lambada_openai.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Comma-separated task names, such as arc_easy,piqa; or kick, five families against --reference.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Questions of each task to ask.")] = None,
     backend: Annotated[Literal["tersor", "lm-eval"], typer.Option(help="lm-eval must be installed.")] = "tersor",
     speed: Annotated[bool, typer.Option("--speed", help="Also measure tokens a second, load time and memory.")] = False,
@@ -107,10 +109,15 @@ def measure(
     """Measure MODEL: perplexity, divergence from a reference, bytes, tasks."""
     from tersor.evaluation import evaluate as run
     from tersor.evaluation import run_tasks
+    from tersor.evaluation.kick import run_kick
     from tersor.models import load
 
     loaded = load(model)
     original = load(reference) if reference else None
+    if tasks == "kick":
+        kick = run_kick(loaded, original, limit=limit, text=text, tokens=tokens)
+        _print(kick, as_json, kick.to_dict())
+        return
     if tasks:
         results = run_tasks(loaded, tasks.split(","), reference=original, limit=limit, backend=backend)
         _print("\n".join(map(str, results)), as_json, [result.to_dict() for result in results])

@@ -71,19 +71,24 @@ def load_task(name: str | Path, folder: str | Path | None = None) -> Task:
     if label not in TASKS:
         path = Path(name).expanduser()
         if path.is_file():
-            return _from_rows(str(name), path, _rows(path))
+            return _from_rows(str(name), path, task_rows(path))
         raise InvalidArgument(f"no task {str(name)!r}: there is no such file, and the named tasks are {', '.join(TASKS)} and mmlu:SUBJECT")
     if subject and label != "mmlu":
         raise InvalidArgument(f"task {label} has no subjects; ask for {label}")
-    path = _folder(folder) / TASKS[label]
+    path = task_folder(folder) / TASKS[label]
     if not path.is_file():
         raise InvalidArgument(f"task {label} needs the file {path}, which does not exist; name the folder of the task files")
     if label == "mmlu":
         return _mmlu(str(name), path, subject)
-    return _from_rows(label, path, _rows(path))
+    return _from_rows(label, path, task_rows(path))
 
 
-def _folder(folder: str | Path | None) -> Path:
+def task_folder(folder: str | Path | None) -> Path:
+    """``folder``, or ``$TERSOR_DATA/tasks`` without it.
+
+    Raises:
+        InvalidArgument: If neither is given.
+    """
     if folder is not None:
         return Path(folder).expanduser()
     data = os.environ.get("TERSOR_DATA")
@@ -94,8 +99,12 @@ def _folder(folder: str | Path | None) -> Path:
     return Path(data) / "tasks"
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Every line of a file as JSON, with its place."""
+def task_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every line of a ``.jsonl`` file, also ``.gz`` or ``.bz2``, as JSON, with its place.
+
+    Raises:
+        CorruptFile: If it cannot be read.
+    """
     opener: Any = {".bz2": bz2.open, ".gz": gzip.open}.get(path.suffix, open)
     try:
         with opener(path, "rt", encoding="utf-8") as file:

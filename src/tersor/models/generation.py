@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tersor.errors import InvalidArgument
 from tersor.models.model import Model
 
+BATCH_TOKENS = 4096  # padded tokens of one batch of continuations, where one prompt alone is not longer
 _RUN = 256  # tokens of the vocabulary whose probabilities are added up first when one is drawn
 
 
@@ -42,9 +44,101 @@ def end_tokens(model: Model) -> set[int]:
     return ids
 
 
+@dataclass(frozen=True)
+class Written:
+    """A continuation.
+
+    Attributes:
+        text: Without the prompt, without end tokens.
+        logits: ``[vocabulary]`` float32, what the model predicted right after the prompt.
+        truncated: Whether the prompt lost its beginning because the context has no room for it.
+    """
+
+    text: str
+    logits: Tensor
+    truncated: bool
+
+
+def continue_texts(
+    model: Model, prompts: Sequence[str], *, max_new_tokens: int, stop: str | None = None, batch_tokens: int = BATCH_TOKENS,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Written]:  # fmt: skip
+    """The likeliest continuations of many prompts, written in batches that are padded on the left.
+
+    Padding changes nothing but rounding: it is masked, and positions are counted from the first real token. Models whose forward pass
+    takes no mask or no positions get batches of prompts of one length.
+
+    Args:
+        model: A decoder with a tokenizer.
+        prompts: Not wrapped in a chat template. Those that leave no room for the continuation are cut off on the left.
+        max_new_tokens: Longest continuation; an end-of-sequence token ends it earlier.
+        stop: A text that ends a continuation, such as a line break; neither it nor what follows is returned.
+        batch_tokens: Padded tokens in one batch, new ones included.
+        on_batch: Told of how many prompts each batch finished.
+
+    Raises:
+        InvalidArgument: If a prompt has no tokens, the model cannot write, or the continuation alone exceeds its context.
+    """
+    room = model.max_context - max_new_tokens
+    if room < 1 or max_new_tokens < 1:
+        raise InvalidArgument(f"max_new_tokens must be from 1 to {model.max_context - 1} for {model.name}, got {max_new_tokens}")
+    whole = [model.encode(prompt) for prompt in prompts]
+    if any(tokens.numel() == 0 for tokens in whole):
+        raise InvalidArgument("a prompt is empty and the tokenizer adds no token of its own; give some text")
+    results: dict[int, Written] = {}
+    for batch in _of_similar_length(model, [min(len(tokens), room) for tokens in whole], max_new_tokens, batch_tokens):
+        texts, logits = _write_batch(model, [whole[index][-room:] for index in batch], max_new_tokens, stop)
+        for row, index in enumerate(batch):
+            results[index] = Written(texts[row], logits[row], len(whole[index]) > room)
+        if on_batch is not None:
+            on_batch(len(batch))
+    return [results[index] for index in range(len(whole))]
+
+
+def _of_similar_length(model: Model, lengths: list[int], n_new: int, batch_tokens: int) -> Iterator[list[int]]:
+    padded = {"attention_mask", "position_ids"} <= set(inspect.signature(model.module.forward).parameters)
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    while order:
+        longest = lengths[order[0]]
+        batch = order[: max(1, batch_tokens // (longest + n_new))]
+        if not padded:
+            batch = [index for index in batch if lengths[index] == longest]
+        yield batch
+        order = order[len(batch) :]
+
+
+def _write_batch(model: Model, rows: list[Tensor], n_new: int, stop: str | None) -> tuple[list[str], Tensor]:
+    start = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask = torch.zeros_like(start)
+    for index, tokens in enumerate(rows):
+        start[index, -len(tokens) :] = tokens
+        mask[index, -len(tokens) :] = 1
+    seen: list[Tensor] = []
+    ends, written, going = end_tokens(model), [list[int]() for _ in rows], [True] * len(rows)
+    columns = sample_tokens(
+        model, start, n_new, temperature=0.0, generator=torch.Generator(), mask=None if bool(mask.all()) else mask,
+        observe=lambda logits: None if seen else seen.append(logits.clone()),
+    )  # fmt: skip
+    for column in columns:
+        for row, token in enumerate(column.tolist()):
+            going[row] = going[row] and token not in ends
+            if going[row]:
+                written[row].append(token)
+                going[row] = stop is None or stop not in _decoded(model, [token])
+        if not any(going):
+            break
+    texts = [_decoded(model, own) for own in written]
+    return [text if stop is None else text.partition(stop)[0] for text in texts], seen[0]
+
+
+def _decoded(model: Model, tokens: list[int]) -> str:
+    return str(model.tokenizer.decode(tokens, skip_special_tokens=True))  # type: ignore[union-attr]
+
+
 def sample_tokens(
-    model: Model, start: Tensor, n_new: int, *, temperature: float, generator: torch.Generator, cache: Any | None = None
-) -> Iterator[Tensor]:
+    model: Model, start: Tensor, n_new: int, *, temperature: float, generator: torch.Generator, cache: Any | None = None,
+    mask: Tensor | None = None, observe: Callable[[Tensor], None] | None = None,
+) -> Iterator[Tensor]:  # fmt: skip
     """Write on, one column of tokens at a time.
 
     Args:
@@ -54,6 +148,8 @@ def sample_tokens(
         temperature: 0 takes the likeliest token, above 0 samples.
         generator: Of the sampling; the global one is not touched.
         cache: An empty one to keep keys and values in, such as a compressed one; one that reserves its room unless given.
+        mask: ``[n, length]``, 1 where ``start`` holds a token and 0 where it is padded on the left; all tokens without it.
+        observe: Told of the logits ``[n, vocabulary]`` float32 from which each column is taken.
 
     Yields:
         ``[n]`` tokens, ``n_new`` times.
@@ -69,17 +165,63 @@ def sample_tokens(
         raise InvalidArgument(f"{start.shape[1]} tokens and {n_new} new ones exceed the context of {model.max_context}")
     options = _forward_options(model.module)
     seen, inputs = start, start
+    real = mask
     if cache is None:
         cache = _reserved_cache(model.config, start.shape[1] + n_new)
     for _ in range(n_new):
         # No decorator on a generator: the mode would stay on in the caller between two columns.
         with torch.inference_mode():
-            output = model.module(input_ids=inputs, use_cache=True, **options(cache))
-            column = _draw(output.logits[:, -1].float(), temperature, generator)
+            where = {} if real is None else _positions(real, inputs.shape[1])
+            output = model.module(input_ids=inputs, use_cache=True, **options(cache), **where)
+            logits = output.logits[:, -1].float()
+            if observe is not None:
+                observe(logits)
+            column = _draw(logits, temperature, generator)
+            real = None if real is None else torch.cat([real, real.new_ones(len(real), 1)], 1)
             cache = _cache_in(output)
             seen = torch.cat([seen, column[:, None]], 1)
             inputs = seen if cache is None else column[:, None]
         yield column
+
+
+def _positions(mask: Tensor, length: int) -> dict[str, Tensor]:
+    """Keywords of a forward pass over the last ``length`` tokens of rows that are padded on the left."""
+    return {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0)[:, -length:]}
+
+
+@torch.inference_mode()
+def next_logits(model: Model, rows: Sequence[Tensor]) -> Tensor:
+    """What a model predicts after each of many token sequences; what neighbours in their order have in common is run once.
+
+    Questions behind the same worked examples cost their own tokens alone.
+
+    Args:
+        model: A decoder with a language-model head.
+        rows: Each ``[length]``, at least one token.
+
+    Returns:
+        ``[n, vocabulary]`` float32, in the order of ``rows``.
+    """
+    from transformers import DynamicCache
+
+    options = _forward_options(model.module)
+    # Only plain keys and values can be cut back to what two sequences share.
+    plain = set(getattr(model.config, "layer_types", None) or ()) <= {"full_attention"} and options(True) != options(None)
+    cache: Any = None
+    before = rows[0][:0]
+    found: dict[int, Tensor] = {}
+    for index in sorted(range(len(rows)), key=lambda index: rows[index].tolist()):
+        row = rows[index]
+        length = min(len(before), len(row) - 1)
+        differs = (before[:length] != row[:length]).nonzero()
+        shared = 0 if cache is None else int(differs[0]) if len(differs) else length
+        if shared == 0:
+            cache = DynamicCache() if plain else None
+        elif shared < len(before):
+            cache.crop(shared - len(before))
+        output = model.module(input_ids=row[None, shared:], use_cache=plain, **options(cache))
+        found[index], before = output.logits[0, -1].float(), row
+    return torch.stack([found[index] for index in range(len(rows))])
 
 
 def _reserved_cache(config: Any, length: int) -> Any | None:
