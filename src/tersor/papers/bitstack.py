@@ -92,7 +92,7 @@ def _texts(model: Any, size: Size) -> tuple[Tensor, Tensor, Tensor]:
 
     fitted, held_out = (data.windows(model.encode(text), size.context) for text in split_texts(size.text, size.held_out))
     first = size.calibration // size.context
-    return fitted[:first], fitted[first : first + size.search // size.context], held_out[: size.evaluation // size.context]
+    return fitted[:first], fitted[first : first + max(size.search // size.context, 1)], held_out[: size.evaluation // size.context]
 
 
 def _compressed(model: Any, size: Size, calibration: Tensor) -> tuple[Any, dict[str, Any], dict[str, Any]]:
