@@ -27,8 +27,8 @@ def additive_codebooks(
 ) -> CodebookWeight:  # fmt: skip
     """Codes and codebooks that lose least of ``W x``: k-means, then least squares for codebooks and a search for codes in turn.
 
-    For about 2 bits a weight and below, where the even grid of :func:`gptq` runs out of levels; at 3 bits and more :func:`gptq` is as good
-    and takes a tenth of the time. Codes take ``n_codebooks * bits / group_size`` bits a weight, the codebooks of a small layer as much as a
+    For about 2 bits a weight and below, where the even grid of :func:`gptq` runs out of levels; with more bits try :func:`gptq`
+    first, which takes far less time. Codes take ``n_codebooks * bits / group_size`` bits a weight, the codebooks of a small layer up to a
     tenth of that again.
 
     Args:

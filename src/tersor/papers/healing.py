@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from tersor.finetuning.pv_tuning import divergence
 from tersor.models import Model
 from tersor.weights import CompressedWeight
 
@@ -45,9 +44,7 @@ def heal(
     losses = []
     for _ in range(steps):
         tokens = windows[torch.randint(windows.shape[0], (batch,), generator=generator)]
-        with torch.no_grad():
-            target = _logits(teacher, tokens).log_softmax(-1)
-        loss = F.kl_div(_logits(model, tokens).log_softmax(-1), target, reduction="batchmean", log_target=True)
+        loss = divergence(model, teacher, tokens)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(factors, 1.0)
@@ -64,9 +61,3 @@ def _rate(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
-
-
-def _logits(model: Model, tokens: Tensor) -> Tensor:
-    output: Any = model.module(tokens, use_cache=False)
-    logits: Tensor = output.logits
-    return logits.flatten(0, 1)

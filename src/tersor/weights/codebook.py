@@ -20,8 +20,8 @@ MOST_CODEBOOKS = 8
 class CodebookWeight(CompressedWeight):
     """``W[i, group j] = scale[i] * sum_m codebooks[m, codes[i, j, m]]``: vector quantisation, additive for more than one codebook.
 
-    At and under 2 bits it keeps more than a :class:`QuantizedWeight` of the same bytes, as the levels go where the weights are; above 3
-    bits the uniform grid is as good and faster. A codebook costs ``16 * 2 ** bits * group_size`` bits, so it pays on large matrices.
+    At and under 2 bits it keeps more than a :class:`QuantizedWeight` of the same bytes, as the levels go where the weights are; with more
+    bits there is less to gain over the uniform grid. A codebook costs ``16 * 2 ** bits * group_size`` bits: it pays on large matrices.
 
     Args:
         codes: uint8 ``[out_features, in_features / group_size, n_codebooks]``, below ``2 ** bits``.
