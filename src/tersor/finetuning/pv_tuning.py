@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tersor import checkpoints
 from tersor.errors import InvalidArgument
-from tersor.finetuning import resuming
 from tersor.finetuning.adaptive import Adaptive
 from tersor.finetuning.discrete import DiscreteWeight, check_tunable, move
 from tersor.layerwise.checking import check_choice, check_integer, check_number
@@ -290,11 +290,11 @@ class _Job:
             "step": self.step, "losses": self.losses, "changes": self.changes, "held_out": self.measured, "best_step": self.best_step,
             "best_loss": self.best_loss if self.best is not None else None,
         }  # fmt: skip
-        resuming.write(path, tensors, facts, self._identity())
+        checkpoints.write(path, tensors, facts, self._identity())
 
     def restore(self, path: Path) -> None:
         """Go on from ``path`` if it exists."""
-        found = resuming.read(path, self._identity())
+        found = checkpoints.read(path, self._identity())
         if found is None:
             return
         tensors, facts = found
@@ -313,7 +313,8 @@ class _Job:
 
     def _identity(self) -> dict[str, Any]:
         fields = {key: value for key, value in vars(self.config).items() if key != "steps"}
-        return {"model": self.small.fingerprint(), "teacher": self.teacher.fingerprint(), "config": fields, **resuming.tokens(self.windows)}
+        windows = checkpoints.tokens(self.windows)
+        return {"model": self.small.fingerprint(), "teacher": self.teacher.fingerprint(), "config": fields, **windows}
 
 
 def divergence(student: Model, teacher: Model, tokens: Tensor) -> Tensor:

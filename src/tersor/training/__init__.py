@@ -1,6 +1,31 @@
 """Compression while a model is trained."""
 
+from tersor.training.compression import Compression
+from tersor.training.gradual_pruning import GradualPruning
 from tersor.training.lsq import LSQLinear, lsq
+from tersor.training.masks import magnitude_mask
+from tersor.training.method import Method
 from tersor.training.quest import GAUSSIAN_CLIP, Quantizer, QuESTLinear, RoundedInputs, export, quest
+from tersor.training.storage import export_onnx, load_module, save_module, stored_bytes, to_sparse
+from tersor.training.targets import prunable
 
-__all__ = ["GAUSSIAN_CLIP", "LSQLinear", "QuESTLinear", "Quantizer", "RoundedInputs", "export", "lsq", "quest"]
+__all__ = [
+    "GAUSSIAN_CLIP",
+    "Compression",
+    "GradualPruning",
+    "LSQLinear",
+    "Method",
+    "QuESTLinear",
+    "Quantizer",
+    "RoundedInputs",
+    "export",
+    "export_onnx",
+    "load_module",
+    "lsq",
+    "magnitude_mask",
+    "prunable",
+    "quest",
+    "save_module",
+    "stored_bytes",
+    "to_sparse",
+]

@@ -1,0 +1,79 @@
+"""Masks that are held by putting zeros into the weights after every step, so that the model stays an ordinary model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tersor.layerwise.masks import keep_highest
+
+
+def removed_of(numel: int, sparsity: float) -> int:
+    """How many of ``numel`` weights ``sparsity`` removes; one is always left."""
+    return numel - max(round(numel * (1 - sparsity)), 1)
+
+
+def magnitude_mask(
+    weight: Tensor, sparsity: float, *, pattern: tuple[int, int] | None = None, block: tuple[int, int] | None = None,
+) -> Tensor:  # fmt: skip
+    """Where ``weight`` is kept when ``sparsity`` of it is removed, the smallest first; exact counts, whatever the ties.
+
+    Args:
+        weight: ``[out, ...]``; seen as a matrix ``[out, rest]``.
+        sparsity: Fraction removed, at least 0 and below 1.
+        pattern: ``(keep_n, of_m)``: the same number of every ``of_m`` neighbours of a row, never below ``keep_n``.
+        block: ``(rows, columns)``: whole blocks are kept or removed, compared by their mean magnitude.
+
+    Returns:
+        A boolean tensor of the shape of ``weight``.
+    """
+    score = weight.detach().abs().flatten(1)
+    if pattern is not None:
+        keep_n, of_m = pattern
+        kept = max(round(of_m * (1 - sparsity)), keep_n)
+        groups = score.reshape(score.shape[0], -1, of_m)
+        lowest = torch.argsort(groups, dim=-1, stable=True)[..., : of_m - kept]
+        mask = torch.ones_like(groups, dtype=torch.bool).scatter_(-1, lowest, False)
+    elif block is not None:
+        rows, columns = block
+        tiles = score.reshape(score.shape[0] // rows, rows, score.shape[1] // columns, columns).mean((1, 3))
+        kept_tiles = keep_highest(tiles, removed_of(tiles.numel(), sparsity))
+        mask = kept_tiles.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+    else:
+        mask = keep_highest(score, removed_of(score.numel(), sparsity))
+    return mask.reshape(weight.shape)
+
+
+def global_masks(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    """Where each weight is kept when ``sparsity`` of all together is removed, the smallest of all first."""
+    scores = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
+    kept = keep_highest(scores, removed_of(scores.numel(), sparsity))
+    parts = kept.split([weight.numel() for weight in weights.values()])
+    return {name: part.reshape(weight.shape) for (name, weight), part in zip(weights.items(), parts, strict=True)}
+
+
+class Latent(nn.Module):
+    """A parametrization that multiplies by a mask and leaves the values behind it, from which a weight may return."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.mask: Tensor
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def make_latent(layer: nn.Module, name: str) -> Latent:
+    """Put a mask that keeps everything before parameter ``name`` of ``layer``; the parameter object stays the same."""
+    latent = Latent(torch.ones_like(getattr(layer, name), dtype=torch.bool))
+    parametrize.register_parametrization(layer, name, latent)
+    return latent
+
+
+def end_latent(layer: nn.Module, name: str) -> None:
+    """Leave the masked values in the plain parameter."""
+    parametrize.remove_parametrizations(layer, name, leave_parametrized=True)

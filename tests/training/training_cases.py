@@ -1,0 +1,68 @@
+"""Every method of compression during training, with the model that the common suite tries it on. A new member is one entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tersor.training import GradualPruning, Method
+
+
+class SmallNet(nn.Module):
+    """Two convolutions with norms and a classifier, for 1 x 8 x 8 images in four classes."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, 3, padding=1, stride=2, bias=False)
+        self.norm2 = nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 4)
+        nn.init.zeros_(self.head.bias)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                parameter.data = torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features = torch.relu(self.norm1(self.conv1(pixels)))
+        features = torch.relu(self.norm2(self.conv2(features)))
+        return self.head(features.mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method under test.
+
+    Attributes:
+        id: In the report.
+        methods: Makes it, for a training of twenty steps in which it should have finished by step twelve.
+        model: Makes the model that it works on, the same one each time.
+        exact: Whether ``finalize`` leaves the outputs of evaluation as they were.
+    """
+
+    id: str
+    methods: Callable[[], list[Method]]
+    model: Callable[[], nn.Module] = SmallNet
+    exact: bool = True
+
+
+CASES = [
+    Case("gradual", lambda: [GradualPruning(0.5, begin=2, end=10, frequency=2)]),
+    Case("gradual-regrow", lambda: [GradualPruning(0.5, begin=2, end=10, frequency=2, regrow=True)]),
+    Case("gradual-global", lambda: [GradualPruning(0.6, begin=0.1, end=0.5, frequency=3, scope="global", ignore=["conv1"])]),
+]
+
+
+def batch(size: int = 32) -> tuple[Tensor, Tensor]:
+    """The one batch that everything is trained on: a class each lights up a quarter of the image."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(size) % 4
+    pixels = torch.randn(size, 1, 8, 8, generator=generator)
+    for index, label in enumerate(labels.tolist()):
+        row, column = divmod(label, 2)
+        pixels[index, 0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1
+    return pixels, labels
