@@ -91,10 +91,11 @@ def _tokens(bench: OneShot) -> Iterator[str]:
 
 
 def _inputs(bench: OneShot, windows: Tensor) -> dict[str, Tensor]:
-    """Inputs of the value projections and of the last matrices of the middle block."""
+    """Inputs of the value projections and of the last matrices of the middle one of the compressed blocks."""
     import torch
 
-    depth = max(int(name.split(".")[-3]) for name in bench.stats) // 2
+    depths = sorted({int(name.split(".")[-3]) for name in bench.stats})
+    depth = depths[len(depths) // 2]
     names = [name for name in bench.stats if int(name.split(".")[-3]) == depth and name.endswith(("v_proj", "up_proj", "down_proj"))]
     seen: dict[str, Tensor] = {}
     layers = bench.model.linears()
