@@ -18,6 +18,7 @@ from tersor.weights import (
     CompressedWeight,
     DenseWeight,
     DictionaryWeight,
+    HashedWeight,
     LowRankWeight,
     QuantizedWeight,
     ResidualStack,
@@ -183,6 +184,35 @@ def biased(body: Example, dtype: torch.dtype) -> Example:
     return BiasedWeight(body[0], torch.zeros(OUT, dtype=dtype)), body[1]
 
 
+def mixed(value: int) -> int:
+    """The finaliser of splitmix64 in Python's whole numbers."""
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) % 2**64
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) % 2**64
+    return value ^ value >> 31
+
+
+def hashed(random: torch.Generator, mapping: str, size: int, dtype: torch.dtype = torch.float32, tile: Sizes | None = None) -> Example:
+    memory, seed, offset = torch.randn(size, generator=random).to(dtype), 5, 1000
+    dense = torch.empty(OUT, IN)
+
+    def drawn(index: int, stream: int, bound: int) -> int:
+        return mixed((mixed(2 * seed + stream) + (index + 1) * 0x9E3779B97F4A7C15) % 2**64) % 2**63 % bound
+
+    for row, column in product(range(OUT), range(IN)):
+        index = offset + row * IN + column
+        if mapping == "hash":
+            place = drawn(index, 0, size)
+        elif mapping == "fold":
+            place = (index % size + drawn(index // size, 0, size)) % size
+        else:
+            high, wide = tile
+            number = offset + row // high * -(-IN // wide) + column // wide
+            place = drawn(number, 0, size - high * wide + 1) + row % high * wide + column % wide
+        negative = mixed((mixed(2 * seed + 1) + (index + 1) * 0x9E3779B97F4A7C15) % 2**64) >= 2**63
+        dense[row, column] = memory[place].float() * (-1 if negative else 1) * 0.3
+    return HashedWeight(memory, (OUT, IN), scale=0.3, seed=seed, offset=offset, mapping=mapping, tile=tile), dense
+
+
 EXAMPLES: dict[str, Builder] = {
     **{
         f"{bits}bit-{scheme}-{group}": lambda random, b=bits, s=scheme, g=group: grid(random, b, s, g)
@@ -231,6 +261,10 @@ EXAMPLES: dict[str, Builder] = {
     "biased-4bit": lambda random: biased(grid(random, 4, "symmetric", 8), torch.float32),
     "dense-float32": lambda random: plain(random, torch.float32),
     "dense-bfloat16": lambda random: plain(random, torch.bfloat16),
+    "hashed-fold": lambda random: hashed(random, "fold", 20),
+    "hashed-fold-1": lambda random: hashed(random, "fold", OUT * IN, torch.float16),
+    "hashed-hash": lambda random: hashed(random, "hash", 1, torch.bfloat16),
+    "hashed-tile": lambda random: hashed(random, "tile", 50, tile=(3, 5)),
     "zero": lambda random: (ZeroWeight((OUT, IN)), torch.zeros(OUT, IN)),
 }
 

@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["quantized", "sparse", "lowrank", "sum"])
+@pytest.mark.parametrize("name", ["hashed", "quantized", "sparse", "lowrank", "sum"])
 def test_docstring_examples(name: str):
     outcome = doctest.testmod(importlib.import_module(f"tersor.weights.{name}"))
     assert outcome.attempted > 0

@@ -5,6 +5,7 @@ from tersor.weights.biased import BiasedWeight
 from tersor.weights.codebook import CodebookWeight
 from tersor.weights.dense import DenseWeight
 from tersor.weights.dictionary import DictionaryWeight, distinct_nbytes
+from tersor.weights.hashed import HashedWeight
 from tersor.weights.lowrank import LowRankWeight
 from tersor.weights.modules import (
     CompressedConv2d,
@@ -33,6 +34,7 @@ __all__ = [
     "CompressedWeight",
     "DenseWeight",
     "DictionaryWeight",
+    "HashedWeight",
     "LowRankWeight",
     "QuantizedWeight",
     "ResidualStack",
