@@ -7,6 +7,7 @@ from tersor.training.masks import magnitude_mask
 from tersor.training.method import Method
 from tersor.training.quest import GAUSSIAN_CLIP, Quantizer, QuESTLinear, RoundedInputs, export, quest
 from tersor.training.storage import export_onnx, load_module, save_module, stored_bytes, to_sparse
+from tersor.training.structured import remove_filters
 from tersor.training.targets import prunable
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "magnitude_mask",
     "prunable",
     "quest",
+    "remove_filters",
     "save_module",
     "stored_bytes",
     "to_sparse",
