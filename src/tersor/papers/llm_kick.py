@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tersor.evaluation.kick import Answers, Item, KickBench, KickRow, KickTask
@@ -35,6 +37,7 @@ class Setting:
         passage: Characters of a passage.
         written: Stories to summarise, and instructions to follow.
         new_tokens: Of a summary or a response.
+        generations: Of the search for a mixture of methods.
     """
 
     size: Size
@@ -47,15 +50,16 @@ class Setting:
     passage: int
     written: int
     new_tokens: int
+    generations: int
 
 
 FULL = Setting(
     Size("smollm2-135m", 6144, 1024, 512, "wikitext2.valid", "wikitext2.test"), 64, 400, 24, 8, ("miscellaneous", "high_school_geography"),
-    24, 700, 4, 32,
+    24, 700, 4, 32, 12,
 )  # fmt: skip
 QUICK = Setting(
     Size("stories260k", 8192, 4096, 256, "tinystories", "tinystories.tail"), -1, 200, 200, 4, ("miscellaneous", "global_facts"),
-    12, 400, 4, 32,
+    12, 400, 4, 32, 6,
 )  # fmt: skip
 METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("gptq", {"bits": 8}), ("gptq", {"bits": 4}), ("gptq", {"bits": 3}),
@@ -63,10 +67,13 @@ METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("magnitude", {"sparsity": 0.3}), ("magnitude", {"sparsity": 0.5}),
 )  # fmt: skip
 PRUNED, CONTROL, FACTS = "wanda 30 %", "gptq 8 bits", "factoid"
+# The mixture is searched at the bytes of these, among them, smaller and larger ones.
+SEARCHED_AT = (4, 3)
+MIXED: tuple[dict[str, Any], ...] = ({"method": "gptq", "bits": [2, 3, 4, 5, 6]}, {"method": "sparsegpt", "sparsity": [0.3, 0.5]})
 
 
 def run(quick: bool) -> Result:
-    """Ask the original and nine compressed models the questions of five families."""
+    """Ask the original, nine models compressed alike everywhere and two searched mixtures the questions of five families."""
     from tersor.models import load
 
     setting = QUICK if quick else FULL
@@ -79,6 +86,8 @@ def run(quick: bool) -> Result:
     sizes: dict[str, dict[str, Any]] = {"original": {"of_16_bit": 1.0, "text_kl": 0.0}}
     for method, options in METHODS:
         lines += _judged(one_shot, kick, known, method, options, setting, sizes)
+    for bits in SEARCHED_AT:
+        lines += _searched(one_shot, kick, known, bits, setting, sizes)
     rows = list(measured(_rows(lines, sizes)))
     margin, notes = _margin(lines, own_perplexity)
     pairs = [row for row in rows if row["better_at_higher_perplexity"]]
@@ -169,6 +178,34 @@ def _judged(
     judged = one_shot.divergence(small)
     sizes[label] = {"of_16_bit": distinct_nbytes(weights.values()) / (2 * entries), "text_kl": judged.kl}
     return kick.judge(label, small, known, judged.perplexity)
+
+
+def _searched(
+    one_shot: OneShot, kick: KickBench, known: Mapping[str, Answers], bits: int, setting: Setting, sizes: dict[str, dict[str, Any]]
+) -> list[KickRow]:
+    """The mixture that a search finds within the bytes of GPTQ at ``bits``, asked the same questions."""
+    from tersor import Recipe, compress
+    from tersor.weights import DenseWeight, distinct_nbytes
+
+    grid, size = {"group_size": setting.group_size, "scheme": "symmetric"}, setting.size
+    with TemporaryDirectory() as folder:
+        # Rounding to nearest takes the bytes of GPTQ; a budget is of the written file.
+        one_shot.assembled(one_shot.everywhere("budget", "rtn", bits=bits, **grid)).save(folder)
+        budget = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    recipe = Recipe.model_validate({
+        "levels": [{**grid, **level} if "bits" in level else level for level in MIXED], "budget": budget,
+        "search": {"generations": setting.generations, "tokens": 4096}, "evaluation": {"tokens": 0},
+        "calibration": {"text": size.text, "tokens": size.calibration, "context": size.context},
+    })  # fmt: skip
+    found = compress(one_shot.model, recipe)
+    weights = found.weights()
+    label = f"searched at {bits} bits"
+    entries = sum(weight.shape[0] * weight.shape[1] for weight in weights.values())
+    for name, weight in weights.items():
+        found.replace(name, DenseWeight(weight.dense()))
+    judged = one_shot.divergence(found)
+    sizes[label] = {"of_16_bit": distinct_nbytes(weights.values()) / (2 * entries), "text_kl": judged.kl}
+    return kick.judge(label, found, known, judged.perplexity)
 
 
 def _rows(lines: list[KickRow], sizes: dict[str, dict[str, Any]]) -> Iterator[Row]:
