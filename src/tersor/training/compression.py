@@ -131,7 +131,8 @@ class Compression:
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self.after_step()))
 
     def _before_step_hook(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        closure = args[0] if args else kwargs.get("closure")
+        # The optimizer itself is the first argument.
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is not None and self.penalty() is not None:
             raise InvalidArgument(
                 "the step was called with a closure, which computes the gradients after a penalty was added; use lightning_callback() in "
@@ -201,6 +202,11 @@ class Compression:
                 key: select(value).clone() if isinstance(value, Tensor) and value.shape == old.shape else value
                 for key, value in state.items()
             }
+
+    def forget_moments(self) -> None:
+        """Let the optimizer go on as if it had not stepped, for a method that begins the training anew."""
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
 
     def detach(self) -> None:
         """Take the hooks off the optimizer; the methods stay in the model."""
