@@ -6,15 +6,19 @@ from tersor.training.lsq import LSQLinear, lsq
 from tersor.training.masks import magnitude_mask
 from tersor.training.method import Method
 from tersor.training.quest import GAUSSIAN_CLIP, Quantizer, QuESTLinear, RoundedInputs, export, quest
+from tersor.training.rounds import LotteryTicket
+from tersor.training.sap import SAP
 from tersor.training.storage import export_onnx, load_module, save_module, stored_bytes, to_sparse
 from tersor.training.structured import remove_filters
 from tersor.training.targets import prunable
 
 __all__ = [
     "GAUSSIAN_CLIP",
+    "SAP",
     "Compression",
     "GradualPruning",
     "LSQLinear",
+    "LotteryTicket",
     "Method",
     "QuESTLinear",
     "Quantizer",

@@ -208,6 +208,11 @@ class Compression:
         if self._optimizer is not None:
             self._optimizer.state.clear()
 
+    def forget_moments(self) -> None:
+        """Let the optimizer go on as if it had not stepped, for a method that begins the training anew."""
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
+
     def detach(self) -> None:
         """Take the hooks off the optimizer; the methods stay in the model."""
         for handle in self._handles:
