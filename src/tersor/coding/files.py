@@ -57,7 +57,7 @@ def encode_file(
         source: Any file.
         target: Where the compressed file goes.
         codec: As in :func:`tersor.coding.encode`.
-        model: What :func:`tersor.load` takes, for a language model.
+        model: What :func:`tersor.load` takes, for a language model, or the folder of a trained codec.
         block: Bytes in memory at once.
         verify: Decode every block again before it is written.
 
@@ -77,7 +77,7 @@ def decode_file(source: Path, target: Path, *, model: str | None = None, force: 
     Args:
         source: What :func:`encode_file` wrote.
         target: Where the original goes.
-        model: The language model that wrote it, if one did.
+        model: The language model, or the folder of the trained codec, that wrote it, if one did.
         force: As in :func:`tersor.coding.decode`.
 
     Raises:
@@ -90,6 +90,10 @@ def decode_file(source: Path, target: Path, *, model: str | None = None, force: 
 
 
 def _load(name: str) -> Any:
+    from tersor.coding.training import is_codec, load_codec
+
+    if is_codec(name):
+        return load_codec(name)
     from tersor.models import load
 
     return load(name)

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
-from tersor.coding.codecs import AUTO, decode_container, encode
-from tersor.coding.entropy.container import Container, read_container
+from tersor.coding.codecs import AUTO, decode_container, encode, takes_whole_files
+from tersor.coding.entropy.container import Container, read_all, read_container
 from tersor.coding.errors import CorruptStream
 from tersor.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from tersor.coding.training import TrainedCodec
     from tersor.models import Model
 
 BLOCK = 1 << 24
@@ -20,8 +21,8 @@ _READ = 1 << 20
 
 
 def encode_stream(
-    source: BinaryIO, sink: BinaryIO, *, codec: str = AUTO, model: Model | None = None, verify: bool = True, block: int = BLOCK,
-    progress: Callable[[int], object] | None = None,
+    source: BinaryIO, sink: BinaryIO, *, codec: str = AUTO, model: Model | TrainedCodec | None = None, verify: bool = True,
+    block: int = BLOCK, progress: Callable[[int], object] | None = None,
 ) -> int:  # fmt: skip
     """Compress everything that ``source`` has, ``block`` bytes at a time.
 
@@ -33,7 +34,7 @@ def encode_stream(
         codec: As in :func:`tersor.coding.encode`, chosen anew for every block.
         model: Likewise.
         verify: Likewise.
-        block: Bytes in memory at once; larger blocks compress better.
+        block: Bytes in memory at once; larger blocks compress better. Trained codecs take the file whole.
         progress: Called with the bytes read so far.
 
     Returns:
@@ -44,6 +45,10 @@ def encode_stream(
     """
     if block < 1:
         raise InvalidArgument(f"block must be at least 1 byte, got {block}")
+    if takes_whole_files(codec, model):
+        packed = encode(read_all(source), codec=codec, model=model, verify=verify)
+        sink.write(packed)
+        return len(packed)
     written = part = checksum = total = 0
     ahead = source.read(block)
     while True:
@@ -64,8 +69,9 @@ def encode_stream(
 
 
 def decode_stream(
-    source: BinaryIO, sink: BinaryIO, *, model: Model | None = None, force: bool = False, progress: Callable[[int], object] | None = None
-) -> int:
+    source: BinaryIO, sink: BinaryIO, *, model: Model | TrainedCodec | None = None, force: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> int:  # fmt: skip
     """Decode everything that ``source`` has; memory is that of one block.
 
     A damaged block is noticed before any of it is written, but earlier blocks are in ``sink`` by then: write to a temporary file.
@@ -73,7 +79,7 @@ def decode_stream(
     Args:
         source: Read to its end.
         sink: Written to.
-        model: The language model, if one wrote it.
+        model: The language model or trained codec, if one wrote it.
         force: As in :func:`tersor.coding.decode`.
         progress: Called with the bytes written so far.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -68,6 +68,19 @@ class Timed:
         self._close()
         self._stage = ""
         return self.seconds
+
+
+def counted(progress: Progress, stage: str) -> Callable[[int, int, float], None]:
+    """What a training that reports ``(steps done, steps in all, loss)`` calls to be shown as ``stage``."""
+    done: list[int] = []
+
+    def advance(step: int, steps: int, loss: float) -> None:
+        if not done:
+            progress.start(stage, steps)
+        progress.advance(step - (done.pop() if done else 0), note=f"loss {loss:.4g}")
+        done.append(step)
+
+    return advance
 
 
 @contextmanager
