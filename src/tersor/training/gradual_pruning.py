@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from tersor.errors import InvalidArgument
+from tersor.errors import InvalidArgument, TersorError
 from tersor.layerwise.checking import check_choice, check_integer, check_number
 from tersor.training.masks import Latent, end_latent, global_masks, magnitude_mask, make_latent
 from tersor.training.method import Method
@@ -76,6 +77,8 @@ class GradualPruning(Method):
             raise InvalidArgument(f"initial_sparsity {self.initial_sparsity:g} is above sparsity {self.sparsity:g}; pruning only goes up")
         if (self.pattern is not None or self.block is not None) and (self.scope == "global" or (self.pattern and self.block)):
             raise InvalidArgument("a pattern, blocks and the global scope exclude each other; give one")
+        for length in self.block or ():
+            check_integer("a side of block", length, 1)
         if self.pattern is not None:
             keep_n, of_m = self.pattern
             check_integer("of_m of pattern", of_m, 2)
@@ -87,6 +90,8 @@ class GradualPruning(Method):
         """See :class:`Method`."""
         self._compression = compression
         self._weights = prunable(compression.model, self.targets, self.ignore)
+        if compression.total_steps is not None:
+            self._window()
         for name, weight in self._weights.items():
             _check_shape(name, weight, self.pattern, self.block)
         if self.regrow:
@@ -100,15 +105,29 @@ class GradualPruning(Method):
 
     def sparsity_at(self, step: int) -> float:
         """The fraction removed after ``step``: zero before ``begin``, then the cubic rise, then ``sparsity``."""
-        begin, end = self._compression.resolve(self.begin), self._compression.resolve(self.end)
+        begin, end = self._window()
         if step < begin:
             return 0.0
         left = 1 - min((step - begin) / max(end - begin, 1), 1.0) if step < end else 0.0
         return float(self.sparsity + (self.initial_sparsity - self.sparsity) * left**self.power)
 
+    def _window(self) -> tuple[int, int]:
+        """First and last removal in steps.
+
+        Raises:
+            InvalidArgument: If a share puts one before the other, or the training ends before the last.
+        """
+        begin, end = self._compression.resolve(self.begin), self._compression.resolve(self.end)
+        total = self._compression.total_steps
+        if end < begin:
+            raise InvalidArgument(f"end {self.end} is step {end}, before begin at step {begin}; give a later one")
+        if total is not None and end > total:
+            raise InvalidArgument(f"end is step {end}, after the training of {total} steps; give an earlier one, or a share such as 0.8")
+        return begin, end
+
     def after_step(self, step: int) -> None:
         """See :class:`Method`."""
-        begin, end = self._compression.resolve(self.begin), self._compression.resolve(self.end)
+        begin, end = self._window()
         if begin <= step <= end and ((step - begin) % self.frequency == 0 or step == end):
             self._update(self.sparsity_at(step))
         if not self.regrow:
@@ -117,11 +136,16 @@ class GradualPruning(Method):
 
     def _update(self, sparsity: float) -> None:
         weights: Mapping[str, Tensor] = self._weights
+        for name, weight in weights.items():
+            if not bool(torch.isfinite(weight).all()):
+                raise TersorError(f"{name} is not finite after step {self._compression.step}: training diverged; lower the learning rate")
+        within = {} if self.regrow else self._masks
         if self.scope == "global":
-            self._masks = global_masks(weights, sparsity)
+            self._masks = global_masks(weights, sparsity, within)
         else:
             self._masks = {
-                name: magnitude_mask(weight, sparsity, pattern=self.pattern, block=self.block) for name, weight in weights.items()
+                name: magnitude_mask(weight, sparsity, pattern=self.pattern, block=self.block, within=within.get(name))
+                for name, weight in weights.items()
             }
         for name, latent in self._latent.items():
             latent.mask = self._masks[name]

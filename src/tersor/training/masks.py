@@ -18,6 +18,7 @@ def removed_of(numel: int, sparsity: float) -> int:
 
 def magnitude_mask(
     weight: Tensor, sparsity: float, *, pattern: tuple[int, int] | None = None, block: tuple[int, int] | None = None,
+    within: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Where ``weight`` is kept when ``sparsity`` of it is removed, the smallest first; exact counts, whatever the ties.
 
@@ -26,11 +27,12 @@ def magnitude_mask(
         sparsity: Fraction removed, at least 0 and below 1.
         pattern: ``(keep_n, of_m)``: the same number of every ``of_m`` neighbours of a row, never below ``keep_n``.
         block: ``(rows, columns)``: whole blocks are kept or removed, compared by their mean magnitude.
+        within: An earlier mask of the same kind, whose removed weights go before any other, also before zeros that it kept.
 
     Returns:
         A boolean tensor of the shape of ``weight``.
     """
-    score = weight.detach().abs().flatten(1)
+    score = _score(weight, within).flatten(1)
     if pattern is not None:
         keep_n, of_m = pattern
         kept = max(round(of_m * (1 - sparsity)), keep_n)
@@ -47,12 +49,17 @@ def magnitude_mask(
     return mask.reshape(weight.shape)
 
 
-def global_masks(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Where each weight is kept when ``sparsity`` of all together is removed, the smallest of all first."""
-    scores = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
+def global_masks(weights: Mapping[str, Tensor], sparsity: float, within: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Where each weight is kept when ``sparsity`` of all together is removed, the smallest of all first; ``within`` as above."""
+    scores = torch.cat([_score(weight, (within or {}).get(name)).flatten() for name, weight in weights.items()])
     kept = keep_highest(scores, removed_of(scores.numel(), sparsity))
     parts = kept.split([weight.numel() for weight in weights.values()])
     return {name: part.reshape(weight.shape) for (name, weight), part in zip(weights.items(), parts, strict=True)}
+
+
+def _score(weight: Tensor, within: Tensor | None) -> Tensor:
+    score = weight.detach().abs()
+    return score if within is None else score.masked_fill(~within, -1.0)
 
 
 class Latent(nn.Module):
