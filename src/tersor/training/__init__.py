@@ -2,6 +2,7 @@
 
 from tersor.training.compression import Compression
 from tersor.training.gradual_pruning import GradualPruning
+from tersor.training.lapp import LAPP
 from tersor.training.lsq import LSQLinear, lsq
 from tersor.training.masks import magnitude_mask
 from tersor.training.method import Method
@@ -14,6 +15,7 @@ from tersor.training.targets import prunable
 
 __all__ = [
     "GAUSSIAN_CLIP",
+    "LAPP",
     "SAP",
     "Compression",
     "GradualPruning",

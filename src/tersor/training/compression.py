@@ -203,10 +203,14 @@ class Compression:
                 for key, value in state.items()
             }
 
-    def forget_moments(self) -> None:
-        """Let the optimizer go on as if it had not stepped, for a method that begins the training anew."""
-        if self._optimizer is not None:
-            self._optimizer.state.clear()
+    def drop_parameter(self, old: nn.Parameter) -> None:
+        """Let the optimizer forget ``old``, which a method took out of the model."""
+        if self._optimizer is None:
+            self._gone[id(old)] = old
+            return
+        for group in self._optimizer.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if parameter is not old]
+        self._optimizer.state.pop(old, None)
 
     def forget_moments(self) -> None:
         """Let the optimizer go on as if it had not stepped, for a method that begins the training anew."""

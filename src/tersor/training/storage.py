@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tersor.errors import CorruptFile, InvalidArgument, TersorError
 from tersor.files import write_atomically
+from tersor.training.bypass import BypassConv2d
 from tersor.training.layers import put_layer
 from tersor.weights import CompressedConv2d, CompressedLinear, SparseWeight, check_state, compressed_layer, matrix_of, weight_from_config
 
@@ -22,7 +23,11 @@ _FIELDS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.BatchNorm1d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
     nn.BatchNorm2d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
-}
+    nn.Identity: (),
+    BypassConv2d: (
+        "in_channels", "out_channels", "filters", "kernel_size", "stride", "padding", "dilation", "biased", "normed", "eps", "momentum",
+    ),
+}  # fmt: skip
 _TYPES = {kind.__name__: kind for kind in _FIELDS}
 
 
