@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tersor.training import LAPP, SAP, GradualPruning, LotteryTicket, Method
+from tersor.training import LAPP, SAP, GradualPruning, LotteryTicket, Maestro, Method
 
 
 class SmallNet(nn.Module):
@@ -54,6 +54,8 @@ CASES = [
     Case("gradual", lambda: [GradualPruning(0.5, begin=2, end=10, frequency=2)]),
     Case("gradual-regrow", lambda: [GradualPruning(0.5, begin=2, end=10, frequency=2, regrow=True)]),
     Case("gradual-global", lambda: [GradualPruning(0.6, begin=0.1, end=0.5, frequency=3, scope="global", ignore=["conv1"])]),
+    Case("maestro", lambda: [Maestro(group_lasso=1e-3, threshold=0.1)]),
+    Case("maestro-every-layer", lambda: [Maestro("every_layer", group_lasso=0.01, hierarchical=False, threshold=0.3, ignore=["conv1"])]),
     Case("lapp", lambda: [LAPP(0.55, end=8, frequency=2)]),
     Case("lapp-no-bypass", lambda: [LAPP(0.3, "taylor", bypass=False, end=0.4, frequency=2, targets=["conv1", "conv2"])]),
     Case("sap", lambda: [SAP(rounds=3, p=1.0, q=2.0)]),

@@ -4,8 +4,10 @@ from tersor.training.compression import Compression
 from tersor.training.gradual_pruning import GradualPruning
 from tersor.training.lapp import LAPP
 from tersor.training.lsq import LSQLinear, lsq
+from tersor.training.maestro import Maestro
 from tersor.training.masks import magnitude_mask
 from tersor.training.method import Method
+from tersor.training.ordered import OrderedLayer, cut_ranks, ordered_layers, ranks_within
 from tersor.training.quest import GAUSSIAN_CLIP, Quantizer, QuESTLinear, RoundedInputs, export, quest
 from tersor.training.rounds import LotteryTicket
 from tersor.training.sap import SAP
@@ -21,17 +23,22 @@ __all__ = [
     "GradualPruning",
     "LSQLinear",
     "LotteryTicket",
+    "Maestro",
     "Method",
+    "OrderedLayer",
     "QuESTLinear",
     "Quantizer",
     "RoundedInputs",
+    "cut_ranks",
     "export",
     "export_onnx",
     "load_module",
     "lsq",
     "magnitude_mask",
+    "ordered_layers",
     "prunable",
     "quest",
+    "ranks_within",
     "remove_filters",
     "save_module",
     "stored_bytes",
