@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tersor.training import LAPP, SAP, GradualPruning, LotteryTicket, Maestro, Method
+from tersor.training import LAPP, SAP, APrioriConv, GradualPruning, LotteryTicket, Maestro, Method
 
 
 class SmallNet(nn.Module):
@@ -60,6 +60,10 @@ CASES = [
     Case("lapp-no-bypass", lambda: [LAPP(0.3, "taylor", bypass=False, end=0.4, frequency=2, targets=["conv1", "conv2"])]),
     Case("sap", lambda: [SAP(rounds=3, p=1.0, q=2.0)]),
     Case("lottery", lambda: [LotteryTicket(rounds=3, ranking="first", scope="layer", rewind=False)]),
+    Case("one-way", lambda: [APrioriConv(rank=4)]),
+    Case("one-way-cp", lambda: [APrioriConv("cp", rank=6)]),
+    Case("one-way-per-kernel", lambda: [APrioriConv("per_kernel", rank=1, start="weights")]),
+    Case("one-way-pruned", lambda: [APrioriConv(rank=4, start="weights"), GradualPruning(0.5, begin=2, end=10, frequency=2)]),
 ]
 
 

@@ -13,13 +13,16 @@ from tersor.errors import CorruptFile, InvalidArgument, TersorError
 from tersor.files import write_atomically
 from tersor.training.bypass import BypassConv2d
 from tersor.training.layers import put_layer
+from tersor.training.one_way import PerKernelConv
 from tersor.weights import CompressedConv2d, CompressedLinear, SparseWeight, check_state, compressed_layer, matrix_of, weight_from_config
 
 _FORMAT = "tersor module 1"
 # What a layer of each type is made of: enough to build it anew where the fresh model has another.
 _FIELDS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
-    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.Conv3d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    PerKernelConv: ("in_channels", "out_channels", "kernel_size", "rank", "stride", "padding", "dilation"),
     nn.BatchNorm1d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
     nn.BatchNorm2d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
