@@ -1,7 +1,20 @@
 """Compression while a model is trained."""
 
 from tersor.training.a_priori_conv import APrioriConv
+from tersor.training.architecture_cost import CostModel, PublishedCost, RobertaCost
+from tersor.training.architecture_search import (
+    ROBERTA_SPACE,
+    SearchResult,
+    SearchSpace,
+    exhaustive_search,
+    fitness,
+    genetic_search,
+    random_architecture,
+    random_search,
+)
+from tersor.training.code_data import Examples, Function, clone_pairs, defects, library_functions, split_functions
 from tersor.training.compression import Compression
+from tersor.training.distillation import Distillation, Distilled, accuracy, distill, predict, soft_loss
 from tersor.training.gradual_pruning import GradualPruning
 from tersor.training.lapp import LAPP
 from tersor.training.lsq import LSQLinear, lsq
@@ -15,14 +28,21 @@ from tersor.training.rounds import LotteryTicket
 from tersor.training.sap import SAP
 from tersor.training.storage import export_onnx, load_module, save_module, stored_bytes, to_sparse
 from tersor.training.structured import remove_filters
+from tersor.training.student import build_student, encode, load_student, save_student, train_tokenizer
 from tersor.training.targets import prunable
 
 __all__ = [
     "GAUSSIAN_CLIP",
     "LAPP",
+    "ROBERTA_SPACE",
     "SAP",
     "APrioriConv",
     "Compression",
+    "CostModel",
+    "Distillation",
+    "Distilled",
+    "Examples",
+    "Function",
     "GradualPruning",
     "LSQLinear",
     "LotteryTicket",
@@ -30,23 +50,45 @@ __all__ = [
     "Method",
     "OrderedLayer",
     "PerKernelConv",
+    "PublishedCost",
     "QuESTLinear",
     "Quantizer",
+    "RobertaCost",
     "RoundedInputs",
+    "SearchResult",
+    "SearchSpace",
+    "accuracy",
+    "build_student",
+    "clone_pairs",
     "cut_ranks",
+    "defects",
+    "distill",
+    "encode",
+    "exhaustive_search",
     "export",
     "export_onnx",
     "factorise_conv",
+    "fitness",
+    "genetic_search",
+    "library_functions",
     "load_module",
+    "load_student",
     "lsq",
     "magnitude_mask",
     "merge_conv",
     "ordered_layers",
+    "predict",
     "prunable",
     "quest",
+    "random_architecture",
+    "random_search",
     "ranks_within",
     "remove_filters",
     "save_module",
+    "save_student",
+    "soft_loss",
+    "split_functions",
     "stored_bytes",
     "to_sparse",
+    "train_tokenizer",
 ]
