@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tersor.training import LAPP, SAP, APrioriConv, GradualPruning, LotteryTicket, Maestro, Method
+from tersor.training import LAPP, SAP, APrioriConv, GradualPruning, LotteryTicket, Maestro, Method, TrainedRankPruning
 
 
 class SmallNet(nn.Module):
@@ -64,6 +64,9 @@ CASES = [
     Case("one-way-cp", lambda: [APrioriConv("cp", rank=6)]),
     Case("one-way-per-kernel", lambda: [APrioriConv("per_kernel", rank=1, start="weights")]),
     Case("one-way-pruned", lambda: [APrioriConv(rank=4, start="weights"), GradualPruning(0.5, begin=2, end=10, frequency=2)]),
+    Case("trained-rank", lambda: [TrainedRankPruning(0.7, period=4)]),
+    Case("trained-rank-spatial", lambda: [TrainedRankPruning(0.6, period=3, scheme="spatial", ignore=["conv1"])], exact=False),
+    Case("trained-rank-decouple", lambda: [TrainedRankPruning(0.6, period=2, scheme="decouple", targets=["conv2"])]),
 ]
 
 

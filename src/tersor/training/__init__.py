@@ -15,6 +15,7 @@ from tersor.training.architecture_search import (
 from tersor.training.code_data import Examples, Function, clone_pairs, defects, library_functions, split_functions
 from tersor.training.compression import Compression
 from tersor.training.distillation import Distillation, Distilled, accuracy, distill, predict, soft_loss
+from tersor.training.factored import factor_layer, factor_model
 from tersor.training.gradual_pruning import GradualPruning
 from tersor.training.lapp import LAPP
 from tersor.training.lsq import LSQLinear, lsq
@@ -30,6 +31,7 @@ from tersor.training.storage import export_onnx, load_module, save_module, store
 from tersor.training.structured import remove_filters
 from tersor.training.student import build_student, encode, load_student, save_student, train_tokenizer
 from tersor.training.targets import prunable
+from tersor.training.trained_rank import TrainedRankPruning
 
 __all__ = [
     "GAUSSIAN_CLIP",
@@ -57,6 +59,7 @@ __all__ = [
     "RoundedInputs",
     "SearchResult",
     "SearchSpace",
+    "TrainedRankPruning",
     "accuracy",
     "build_student",
     "clone_pairs",
@@ -67,6 +70,8 @@ __all__ = [
     "exhaustive_search",
     "export",
     "export_onnx",
+    "factor_layer",
+    "factor_model",
     "factorise_conv",
     "fitness",
     "genetic_search",
