@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
@@ -54,12 +54,20 @@ def commands() -> str:
 
     from tersor.cli import app
 
-    found: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     parts = []
-    for name, command in found.items():
+    for name, command in _leaves("", typer.main.get_command(app)):
         rows = [[_flag(parameter), _default(parameter), parameter.help or ""] for parameter in command.params]
         parts.append(f"## tersor {name}\n\n{command.help}\n\n{markdown(['argument', 'default', 'meaning'], rows)}")
     return "\n\n".join(parts)
+
+
+def _leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Commands by all of their words."""
+    if not hasattr(command, "commands"):
+        yield name, command
+        return
+    for word, inner in command.commands.items():
+        yield from _leaves(f"{name} {word}".strip(), inner)
 
 
 TABLES: dict[str, Callable[[], str]] = {

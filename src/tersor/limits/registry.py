@@ -167,17 +167,20 @@ def collect(*groups: Iterable[Bound | Mapping[str, Any]]) -> dict[str, Bound]:
 
 
 def parse_arguments(words: Iterable[str]) -> dict[str, str]:
-    """``["eps=1e-4"]`` as a mapping, for :func:`state`.
+    """``["eps=1e-4"]``, ``["--eps=1e-4"]`` or ``["--eps", "1e-4"]`` as a mapping, for :func:`state`.
 
     Raises:
-        InvalidArgument: On a word that is not ``name=value``, or a name given twice.
+        InvalidArgument: On a word that is none of these, or a name given twice.
     """
     given: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name or name in given:
-            raise InvalidArgument(f"write each argument once as name=value, such as eps=1e-4, not {word!r}")
-        given[name] = value
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and not equals:
+            value = next(rest, "")
+        if not value or not name or name in given:
+            raise InvalidArgument(f"write each argument once as name=value or --name value, such as eps=1e-4, not {word!r}")
+        given[name.replace("-", "_")] = value
     return given
 
 

@@ -262,11 +262,12 @@ class Compression:
             for method, entry in zip(self.methods, state["methods"], strict=True):
                 method.load_state_dict(entry["state"])
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, job: Mapping[str, Any] | None = None) -> None:
         """Write model, optimizer and compression to one file, in one move; :meth:`load` goes on from it.
 
         Args:
             path: A ``.safetensors`` file.
+            job: Plain JSON values that name the training, such as its data and rates; another job is not resumed.
 
         Raises:
             TersorError: If it cannot be written.
@@ -276,13 +277,14 @@ class Compression:
             state["optimizer"] = self._optimizer.state_dict()
         tensors: dict[str, Tensor] = {}
         facts = _outline(state, "", tensors)
-        checkpoints.write(Path(path), tensors, {"state": facts}, self._identity())
+        checkpoints.write(Path(path), tensors, {"state": facts}, self._identity(job))
 
-    def load(self, path: str | Path) -> bool:
+    def load(self, path: str | Path, job: Mapping[str, Any] | None = None) -> bool:
         """Go on from :meth:`save`: with a fresh model, the same methods, and a fresh optimizer attached if one was saved.
 
         Args:
             path: What was written.
+            job: As it was given to :meth:`save`.
 
         Returns:
             Whether there was such a file.
@@ -291,7 +293,7 @@ class Compression:
             CorruptFile: If it is damaged.
             InvalidArgument: If it is of another job, or of one with an optimizer and none is attached.
         """
-        found = checkpoints.read(Path(path), self._identity())
+        found = checkpoints.read(Path(path), self._identity(job))
         if found is None:
             return False
         tensors, facts = found
@@ -304,8 +306,8 @@ class Compression:
             self._optimizer.load_state_dict(state["optimizer"])
         return True
 
-    def _identity(self) -> dict[str, Any]:
-        return {"methods": [repr(method) for method in self.methods], "model": type(self.model).__name__}
+    def _identity(self, job: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {"methods": [repr(method) for method in self.methods], "model": type(self.model).__name__, **(job or {})}
 
     def trainer_callback(self) -> Any:
         """A callback for ``transformers.Trainer(callbacks=[...])``."""

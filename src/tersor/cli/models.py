@@ -1,60 +1,18 @@
-"""The command line: parse, call, print. Heavy imports wait until a command needs them, so that ``--help`` answers at once."""
+"""Commands on models: compress, measure, export, run, repair."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tersor.errors import InvalidArgument, TersorError
+from tersor.cli.common import JsonOption, ModelArgument, OutputOption, app, show
+from tersor.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from tersor.models.stack import Resized
-
-app = typer.Typer(
-    name="tersor", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]}, help="Make models smaller, and say honestly what that cost.",
-)  # fmt: skip
-
-INTERRUPTED = 130
-
-ModelArgument = Annotated[str, typer.Argument(help="A folder, a .gguf file, a name such as smollm2-135m, or a hub id.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-OutputOption = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
-
-
-def main() -> NoReturn:
-    """Run the command line. Exit codes: 0 done, 1 the job failed, 2 bad arguments."""
-    try:
-        code = app(standalone_mode=False)
-    except InvalidArgument as error:
-        _fail(error, 2)
-    except TersorError as error:
-        _fail(error, 1)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command resumes", 1)
-    except BrokenPipeError:
-        sys.exit(1)
-    except typer._click.exceptions.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    # Without its standalone mode Typer returns the code of an Exit, and turns an interrupt into one.
-    if code == INTERRUPTED:
-        _fail("stopped; the same command resumes", 1)
-    sys.exit(code or 0)
-
-
-def _fail(error: object, code: int) -> NoReturn:
-    print(f"tersor: {error}", file=sys.stderr)
-    sys.exit(code)
-
-
-def _print(text: object, as_json: bool, data: Any) -> None:
-    print(json.dumps(data, indent=1) if as_json else text)
-
 
 @app.command()
 def compress(
@@ -89,7 +47,7 @@ def compress(
         small = run(model, job, output=output, on=on, restart=restart, progress=progress)
     report = small.report
     following = f"written to {output}; next: tersor export {output} --format gguf -o {output}.gguf"
-    _print(f"{report.table()}\n\n{following}", as_json, report.to_dict())
+    show(f"{report.table()}\n\n{following}", as_json, report.to_dict())
 
 
 @app.command("eval")
@@ -99,7 +57,7 @@ def measure(
     text: Annotated[str | None, typer.Option(help="A file or a known name; default: the documentation that ships with Python.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 8192,
     tasks: Annotated[
-        str | None, typer.Option(help="Comma-separated task names, such as arc_easy,piqa; or kick, five families against --reference.")
+        str | None, typer.Option(help="Comma-separated task names, such as arc_easy,piqa; kick is five families against --reference.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Questions of each task to ask.")] = None,
     backend: Annotated[Literal["tersor", "lm-eval"], typer.Option(help="lm-eval must be installed.")] = "tersor",
@@ -114,16 +72,17 @@ def measure(
 
     loaded = load(model)
     original = load(reference) if reference else None
-    if tasks == "kick":
-        kick = run_kick(loaded, original, limit=limit, text=text, tokens=tokens)
-        _print(kick, as_json, kick.to_dict())
-        return
     if tasks:
-        results = run_tasks(loaded, tasks.split(","), reference=original, limit=limit, backend=backend)
-        _print("\n".join(map(str, results)), as_json, [result.to_dict() for result in results])
+        names = [name.strip() for name in tasks.split(",")]
+        results: list[Any] = []
+        if "kick" in names:
+            results.append(run_kick(loaded, original, limit=limit, text=text, tokens=tokens))
+        if others := [name for name in names if name != "kick"]:
+            results += run_tasks(loaded, others, reference=original, limit=limit, backend=backend)
+        show("\n".join(map(str, results)), as_json, [result.to_dict() for result in results])
         return
     result = run(model, text, original, max_tokens=tokens, speed=speed)
-    _print(result, as_json, result.to_dict())
+    show(result, as_json, result.to_dict())
 
 
 @app.command()
@@ -140,7 +99,7 @@ def export(
 
     options = {} if gguf_type is None else {"gguf_type": gguf_type}
     report = load(model).export(output, format=format, verify=verify, **options)
-    _print(report, as_json, report.to_dict())
+    show(report, as_json, report.to_dict())
 
 
 @app.command()
@@ -150,7 +109,7 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
     from tersor.models.summary import summarize
 
     summary = summarize(load(model))
-    _print(summary, as_json, summary.to_dict())
+    show(summary, as_json, summary.to_dict())
 
 
 @app.command()
@@ -179,7 +138,7 @@ def generate(
         return
     if size is None and not resize:
         text = load(model).generate(prompt, **options)
-        _print(text, as_json, {"prompt": prompt, "text": text})
+        show(text, as_json, {"prompt": prompt, "text": text})
         return
     from tersor.models.stack import load_stack, parse_resizes
 
@@ -191,7 +150,7 @@ def generate(
         done.append({"token": token, **vars(change)})
 
     text = stacked.generate(prompt, **options, resize=plan, on_resize=resized)
-    _print(text, as_json, {"prompt": prompt, "text": text, "nbytes": stacked.nbytes, "resized": done})
+    show(text, as_json, {"prompt": prompt, "text": text, "nbytes": stacked.nbytes, "resized": done})
 
 
 def _generate_with_cache(model: Any, prompt: str, options: dict[str, Any], kind: str, bits: int, as_json: bool) -> None:
@@ -203,7 +162,7 @@ def _generate_with_cache(model: Any, prompt: str, options: dict[str, Any], kind:
     made = {"cache_bytes": cache.nbytes(), "compression_ratio": cache.compression_ratio()}
     if not as_json:
         print("keys and values: {cache_bytes:,} bytes, 1/{compression_ratio:.3g} of 16 bits".format(**made), file=sys.stderr)
-    _print(text, as_json, {"prompt": prompt, "text": text, **made})
+    show(text, as_json, {"prompt": prompt, "text": text, **made})
 
 
 @app.command()
@@ -227,7 +186,7 @@ def stack(
         f"written to {output}: {len(sizes):,} sizes from {sizes[0]:,} to {sizes[-1]:,} bytes; "
         f"next: tersor generate {output} 'PROMPT' --size {(sizes[0] + sizes[-1]) // 2_000_000 or 1}MB"
     )
-    _print(text, as_json, {"output": str(output), "sizes": len(sizes), "smallest": sizes[0], "largest": sizes[-1]})
+    show(text, as_json, {"output": str(output), "sizes": len(sizes), "smallest": sizes[0], "largest": sizes[-1]})
 
 
 @app.command()
@@ -251,7 +210,7 @@ def tune(
     config = PVConfig(mode=mode, steps=steps, batch=batch, seed=seed)
     with bars() as progress:
         tuned = run(model, reference, text, output, config=config, context=context, progress=progress)
-    _print(f"{tuned}; written to {output}", as_json, {"output": str(output), **tuned.to_dict()})
+    show(f"{tuned}; written to {output}", as_json, {"output": str(output), **tuned.to_dict()})
 
 
 @app.command()
@@ -264,127 +223,3 @@ def report(
 
     write_report(run, output)
     print(f"written to {output}")
-
-
-@app.command()
-def encode(
-    file: Annotated[Path, typer.Argument(help="Any file.", show_default=False)],
-    output: OutputOption,
-    codec: Annotated[str, typer.Option(help="auto (the smallest), raw, deflate, bz2, xz, bytes, text, programs or a trained one.")] = "auto",
-    model: Annotated[str | None, typer.Option(help="A language model, or the folder of a trained codec; needed again to decode.")] = None,
-    block: Annotated[int, typer.Option(help="Bytes in memory at once.")] = 1 << 24,
-    verify: Annotated[bool, typer.Option(help="Decode everything again before it is written.")] = True,
-    as_json: JsonOption = False,
-) -> None:
-    """Compress FILE by whatever codec suits its content; losslessly, unless a trained codec is given."""
-    from tersor.coding.files import encode_file
-
-    result = encode_file(file, output, codec=codec, model=model, block=block, verify=verify)
-    _print(result, as_json, result.to_dict())
-
-
-@app.command()
-def decode(
-    file: Annotated[Path, typer.Argument(help="A .tersor file.", show_default=False)],
-    output: OutputOption,
-    model: Annotated[str | None, typer.Option(help="The language model or trained codec that wrote it, if one did.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Try even where floats may round differently; the result is checked.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Give back what 'tersor encode' compressed, checked against its checksum."""
-    from tersor.coding.files import decode_file
-
-    result = decode_file(file, output, model=model, force=force)
-    _print(result, as_json, result.to_dict())
-
-
-@app.command("train-codec")
-def train_codec(
-    name: Annotated[str, typer.Argument(help="A codec that is trained; an unknown name lists them.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--out", help="Folder of the codec, and of its state until then.", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="What to train on; without it, data of TERSOR_DATA or of a package.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; the default takes some minutes of one core.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
-    option: Annotated[list[str] | None, typer.Option(help="A setting of the codec, such as bits=4. Repeatable.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train the codec NAME on your data. Shows progress, can be killed and resumed."""
-    from tersor.coding.training import settings
-    from tersor.coding.training import train_codec as run
-    from tersor.pipeline.progress import bars, counted
-
-    with bars() as progress:
-        done = run(name, output, data=data, steps=steps, seed=seed, options=settings(option or []), progress=counted(progress, name))
-    _print(done, as_json, done.to_dict())
-
-
-@app.command()
-def methods(as_json: JsonOption = False) -> None:
-    """Every layerwise method: what it needs, what it makes, where it comes from."""
-    from tersor.layerwise import METHODS
-
-    rows = [{"name": m.name, "needs": m.needs, "makes": m.makes, "options": list(m.options), "paper": m.paper} for m in METHODS.values()]
-    lines = []
-    for row in rows:
-        lines.append(f"{row['name']:<14} needs {row['needs']:<9} makes {row['makes']:<12} {row['paper']}")
-        lines.append(f"{'':<14} {', '.join(row['options'])}")
-    _print("\n".join(lines), as_json, rows)
-
-
-@app.command()
-def limits(
-    name: Annotated[str | None, typer.Argument(help="A bound; without it all are listed.", show_default=False)] = None,
-    given: Annotated[list[str] | None, typer.Argument(help="Arguments of its formula, such as eps=1e-4.", show_default=False)] = None,
-    measure: Annotated[bool, typer.Option(help="Also measure, in seconds, where real systems stand.")] = True,
-    plot: Annotated[Path | None, typer.Option(help="For attention-io: draw words against memory into this SVG file.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """A provable bound: what it says, assumes and gives for your numbers, and where measured systems stand."""
-    from importlib import import_module
-    from importlib.util import find_spec
-
-    from tersor.limits import collect, find_bound, parse_arguments, state
-
-    # The attention room has bounds of its own; neither of the two imports the other.
-    rooms = [import_module(f"tersor.{room}") for room in ("limits", "attention") if find_spec(f"tersor.{room}")]
-    bounds = collect(*(getattr(room, "LIMITS", ()) for room in rooms))
-    if name is None:
-        rows = [{"name": bound.name, "statement": bound.statement} for bound in bounds.values()]
-        _print("\n".join(f"{row['name']:<32} {row['statement']}" for row in rows), as_json, rows)
-        return
-    said = state(find_bound(bounds, name), parse_arguments(given or []), measure=measure)
-    if plot is not None:
-        if name != "attention-io":
-            raise InvalidArgument(f"--plot is for attention-io, not for {name}")
-        from tersor.attention.io import write_chart
-
-        write_chart(plot, **said.arguments)
-    _print(said, as_json, said.to_dict())
-
-
-@app.command()
-def papers(as_json: JsonOption = False) -> None:
-    """The forty papers: status, claim, last measured."""
-    from tersor.papers import catalogue
-
-    rows = catalogue()
-    _print("\n".join(map(str, rows)), as_json, [row.to_dict() for row in rows])
-
-
-@app.command()
-def reproduce(
-    name: Annotated[str, typer.Argument(help="Key of a paper, as 'tersor papers' lists it.")],
-    quick: Annotated[bool, typer.Option("--quick", help="A smaller experiment within two minutes.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Run a paper's experiment. Exits with 0 only if its claim held."""
-    from tersor.papers import reproduce as run
-
-    result = run(name, quick=quick)
-    _print(result, as_json, result.to_dict())
-    if not result.holds:
-        raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,47 @@
+"""Commands that train while they compress: ``tersor train``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tersor.cli.common import JsonOption, ModelArgument, OutputOption, app, show
+from tersor.errors import InvalidArgument
+
+train = typer.Typer(name="train", no_args_is_help=True, help="Train a model while it is compressed.")
+app.add_typer(train)
+
+
+@train.command()
+def prune(
+    model: ModelArgument,
+    output: OutputOption,
+    text: Annotated[str, typer.Option(help="A file or a known name to train on; never report numbers on it.", show_default=False)],
+    sparsity: Annotated[float, typer.Option(help="Fraction of every linear layer removed in the end.")] = 0.5,
+    pattern: Annotated[str | None, typer.Option(help="Instead: 2:4 keeps two of every four neighbours.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 200,
+    batch: Annotated[int, typer.Option(help="Windows a step.")] = 2,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
+    context: Annotated[int, typer.Option(help="Tokens of a window.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the windows.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Prune MODEL gradually while it is trained towards its original. Can be killed and resumed."""
+    from tersor.pipeline.progress import bars
+    from tersor.pipeline.training import train as run
+    from tersor.training import GradualPruning
+
+    n_of_m = None if pattern is None else _pattern(pattern)
+    removed = sparsity if n_of_m is None else 1 - n_of_m[0] / n_of_m[1]
+    chosen = GradualPruning(removed, pattern=n_of_m, frequency=max(steps // 20, 1))
+    with bars() as progress:
+        trained = run(model, [chosen], text, output, steps=steps, batch=batch, rate=rate, context=context, seed=seed, progress=progress)
+    show(f"{trained}; written to {output}", as_json, {"output": str(output), **trained.to_dict()})
+
+
+def _pattern(text: str) -> tuple[int, int]:
+    keep_n, colon, of_m = text.partition(":")
+    if not (colon and keep_n.isdigit() and of_m.isdigit()):
+        raise InvalidArgument(f"write a pattern as kept:of, such as 2:4, not {text!r}")
+    return int(keep_n), int(of_m)
