@@ -24,6 +24,8 @@ def main(reply: str, command: list[str]) -> int:
     took = {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_memory": used.ru_maxrss * _UNIT}
     with open(reply, "w", encoding="utf-8") as file:
         json.dump(took, file)
+    if code < 0:
+        print(f"\nended by signal {-code} after {seconds:.0f} s", file=sys.stderr)
     return code
 
 
