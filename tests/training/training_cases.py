@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tersor.training import LAPP, SAP, APrioriConv, GradualPruning, LotteryTicket, Maestro, Method, TrainedRankPruning
+from tersor.training import LAPP, SAP, APrioriConv, GradualPruning, LotteryTicket, Maestro, Method, ParameterSharing, TrainedRankPruning
 
 
 class SmallNet(nn.Module):
@@ -54,6 +54,9 @@ CASES = [
     Case("gradual", lambda: [GradualPruning(0.5, begin=2, end=10, frequency=2)]),
     Case("gradual-regrow", lambda: [GradualPruning(0.5, begin=2, end=10, frequency=2, regrow=True)]),
     Case("gradual-global", lambda: [GradualPruning(0.6, begin=0.1, end=0.5, frequency=3, scope="global", ignore=["conv1"])]),
+    Case("sharing", lambda: [ParameterSharing(3.0)]),
+    Case("sharing-layer-dense", lambda: [ParameterSharing(4.5, "hash", scope="layer", finish="dense", ignore=["conv1"])]),
+    Case("sharing-tile", lambda: [ParameterSharing(2.0, "tile", tile=(2, 3), scale_gradient=False)]),
     Case("maestro", lambda: [Maestro(group_lasso=1e-3, threshold=0.1)]),
     Case("maestro-every-layer", lambda: [Maestro("every_layer", group_lasso=0.01, hierarchical=False, threshold=0.3, ignore=["conv1"])]),
     Case("lapp", lambda: [LAPP(0.55, end=8, frequency=2)]),

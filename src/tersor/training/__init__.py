@@ -24,6 +24,7 @@ from tersor.training.masks import magnitude_mask
 from tersor.training.method import Method
 from tersor.training.one_way import PerKernelConv, factorise_conv, merge_conv
 from tersor.training.ordered import OrderedLayer, cut_ranks, ordered_layers, ranks_within
+from tersor.training.parameter_sharing import ParameterSharing
 from tersor.training.quest import GAUSSIAN_CLIP, Quantizer, QuESTLinear, RoundedInputs, export, quest
 from tersor.training.rounds import LotteryTicket
 from tersor.training.sap import SAP
@@ -51,6 +52,7 @@ __all__ = [
     "Maestro",
     "Method",
     "OrderedLayer",
+    "ParameterSharing",
     "PerKernelConv",
     "PublishedCost",
     "QuESTLinear",

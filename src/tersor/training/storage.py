@@ -110,9 +110,10 @@ def load_module(model: nn.Module, path: str | Path) -> nn.Module:
     path = Path(path)
     layers, ties, tensors = _read(path)
     try:
+        tensors |= {key: tensors[source] for key, source in ties.items()}
         for name in sorted(layers, key=lambda name: (name.count("."), name)):
             _restore(model, name, layers[name], tensors)
-        model.load_state_dict(tensors | {key: tensors[source] for key, source in ties.items()}, assign=True)
+        model.load_state_dict(tensors, assign=True)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CorruptFile(f"{path} does not fit {type(model).__name__}: {str(error).splitlines()[0]}") from None
     for key, source in ties.items():
