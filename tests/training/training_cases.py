@@ -8,7 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tersor.training import LAPP, SAP, APrioriConv, GradualPruning, LotteryTicket, Maestro, Method, ParameterSharing, TrainedRankPruning
+from tersor.training import (
+    LAPP,
+    SAP,
+    APrioriConv,
+    ClassAwareLottery,
+    GradualPruning,
+    LotteryTicket,
+    Maestro,
+    Method,
+    ParameterSharing,
+    TrainedRankPruning,
+)
 
 
 class SmallNet(nn.Module):
@@ -54,6 +65,12 @@ CASES = [
     Case("gradual", lambda: [GradualPruning(0.5, begin=2, end=10, frequency=2)]),
     Case("gradual-regrow", lambda: [GradualPruning(0.5, begin=2, end=10, frequency=2, regrow=True)]),
     Case("gradual-global", lambda: [GradualPruning(0.6, begin=0.1, end=0.5, frequency=3, scope="global", ignore=["conv1"])]),
+    Case("sap", lambda: [SAP(rounds=3, p=1.0, q=2.0)]),
+    Case("lottery", lambda: [LotteryTicket(rounds=3, ranking="first", scope="layer", rewind=False)]),
+    Case("one-way", lambda: [APrioriConv(rank=4)]),
+    Case("one-way-cp", lambda: [APrioriConv("cp", rank=6)]),
+    Case("one-way-per-kernel", lambda: [APrioriConv("per_kernel", rank=1, start="weights")]),
+    Case("one-way-pruned", lambda: [APrioriConv(rank=4, start="weights"), GradualPruning(0.5, begin=2, end=10, frequency=2)]),
     Case("sharing", lambda: [ParameterSharing(3.0)]),
     Case("sharing-layer-dense", lambda: [ParameterSharing(4.5, "hash", scope="layer", finish="dense", ignore=["conv1"])]),
     Case("sharing-tile", lambda: [ParameterSharing(2.0, "tile", tile=(2, 3), scale_gradient=False)]),
@@ -61,15 +78,11 @@ CASES = [
     Case("maestro-every-layer", lambda: [Maestro("every_layer", group_lasso=0.01, hierarchical=False, threshold=0.3, ignore=["conv1"])]),
     Case("lapp", lambda: [LAPP(0.55, end=8, frequency=2)]),
     Case("lapp-no-bypass", lambda: [LAPP(0.3, "taylor", bypass=False, end=0.4, frequency=2, targets=["conv1", "conv2"])]),
-    Case("sap", lambda: [SAP(rounds=3, p=1.0, q=2.0)]),
-    Case("lottery", lambda: [LotteryTicket(rounds=3, ranking="first", scope="layer", rewind=False)]),
-    Case("one-way", lambda: [APrioriConv(rank=4)]),
-    Case("one-way-cp", lambda: [APrioriConv("cp", rank=6)]),
-    Case("one-way-per-kernel", lambda: [APrioriConv("per_kernel", rank=1, start="weights")]),
-    Case("one-way-pruned", lambda: [APrioriConv(rank=4, start="weights"), GradualPruning(0.5, begin=2, end=10, frequency=2)]),
     Case("trained-rank", lambda: [TrainedRankPruning(0.7, period=4)]),
     Case("trained-rank-spatial", lambda: [TrainedRankPruning(0.6, period=3, scheme="spatial", ignore=["conv1"])], exact=False),
     Case("trained-rank-decouple", lambda: [TrainedRankPruning(0.6, period=2, scheme="decouple", targets=["conv2"])]),
+    Case("class-aware", lambda: [ClassAwareLottery(rounds=2)]),
+    Case("class-aware-best-epoch", lambda: [ClassAwareLottery(rounds=2, epochs=2, monitor="accuracy")], exact=False),
 ]
 
 

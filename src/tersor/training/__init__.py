@@ -12,6 +12,8 @@ from tersor.training.architecture_search import (
     random_architecture,
     random_search,
 )
+from tersor.training.bypass import BypassConv2d
+from tersor.training.class_dependent import ClassAwareLottery, ClassDependentLoss, decision_threshold
 from tersor.training.code_data import Examples, Function, clone_pairs, defects, library_functions, split_functions
 from tersor.training.compression import Compression
 from tersor.training.distillation import Distillation, Distilled, accuracy, distill, predict, soft_loss
@@ -40,6 +42,9 @@ __all__ = [
     "ROBERTA_SPACE",
     "SAP",
     "APrioriConv",
+    "BypassConv2d",
+    "ClassAwareLottery",
+    "ClassDependentLoss",
     "Compression",
     "CostModel",
     "Distillation",
@@ -66,6 +71,7 @@ __all__ = [
     "build_student",
     "clone_pairs",
     "cut_ranks",
+    "decision_threshold",
     "defects",
     "distill",
     "encode",
