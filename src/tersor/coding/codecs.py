@@ -18,7 +18,7 @@ AUTO, BYTES, TEXT, PROGRAMS = "auto", "bytes", "text", "programs"
 # The numbers are the file format: never change one, never give one again.
 _NUMBERS: dict[str, int] = {"raw": 0, "deflate": 1, "bz2": 2, "xz": 3, BYTES: 4, TEXT: 5, PROGRAMS: 6}
 # Trained codecs of :mod:`tersor.coding.training`; what they lose they lose for good, so no content is given to them unasked.
-TRAINED: dict[str, int] = {"image_vq": 7, "walloc": 8}
+TRAINED: dict[str, int] = {"image_vq": 7, "walloc": 8, "features": 9, "mesh": 10}
 # Digits of a trained codec's fingerprint in its files, which may be smaller than the whole of it.
 _SHORT = 16
 _NAMES = {number: name for name, number in (_NUMBERS | TRAINED).items()}

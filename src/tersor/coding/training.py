@@ -115,7 +115,10 @@ class Trainable:
 TRAINABLE: dict[str, Trainable] = {
     entry.name: entry
     for entry in (
+        Trainable("image_vq", "tersor.coding.image_vq.training", 2000, "photographs at hundredths of a bit a pixel", "Mao et al., 2024"),
         Trainable("walloc", "tersor.coding.walloc.training", 1500, "pictures and sounds as a few integers", "Jacobellis, Yadwadkar, 2025"),
+        Trainable("features", "tersor.coding.features.training", 1500, "what a classifier needs of small images", "Matsubara et al., 2022"),
+        Trainable("mesh", "tersor.coding.mesh.training", 2000, "shapes as codes of a generator", "Dagli et al., 2025"),
     )
 }
 

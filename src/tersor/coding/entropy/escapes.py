@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tersor.coding.entropy.coders import decode_indexed, encode_indexed
+from tersor.coding.entropy.coders import Coder, decode_indexed, encode_indexed
 from tersor.coding.entropy.container import read_varint, write_varint
 from tersor.coding.entropy.reference import RangeDecoder, RangeEncoder
 from tersor.coding.entropy.tables import IntTable
@@ -64,8 +64,8 @@ class EscapeTables(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def code_values(values: NDArray[np.float64], tables: EscapeTables, indexes: NDArray[np.integer]) -> bytes:
-    """Code whole numbers ``values``, each with the table that ``indexes`` (of their shape) names.
+def code_values(values: NDArray[np.float64], tables: EscapeTables, indexes: NDArray[np.integer], coder: Coder = "range") -> bytes:
+    """Code whole numbers ``values``, each with the table that ``indexes`` (of their shape) names, by ``coder``.
 
     Raises:
         InvalidArgument: On NaN, Inf or numbers beyond 2^30.
@@ -76,16 +76,16 @@ def code_values(values: NDArray[np.float64], tables: EscapeTables, indexes: NDAr
     shifted = values.astype(np.int64) - tables.offsets.cpu().numpy()[indexes]
     escape = tables.lengths.cpu().numpy()[indexes] - 1
     outside = (shifted < 0) | (shifted >= escape)
-    coder = RangeEncoder()
+    excess = RangeEncoder()
     for value, width in zip(shifted[outside].tolist(), escape[outside].tolist(), strict=True):
-        coder.encode_uniform(int(value < 0), 2)
-        coder.encode_gamma(-value if value < 0 else value - width + 1)
-    main = encode_indexed(np.where(outside, escape, shifted), ready, indexes)
-    return write_varint(len(main)) + main + coder.finish()
+        excess.encode_uniform(int(value < 0), 2)
+        excess.encode_gamma(-value if value < 0 else value - width + 1)
+    main = encode_indexed(np.where(outside, escape, shifted), ready, indexes, coder=coder)
+    return write_varint(len(main)) + main + excess.finish()
 
 
-def read_values(data: bytes, tables: EscapeTables, indexes: NDArray[np.integer]) -> NDArray[np.float64]:
-    """The whole numbers that :func:`code_values` coded.
+def read_values(data: bytes, tables: EscapeTables, indexes: NDArray[np.integer], coder: Coder = "range") -> NDArray[np.float64]:
+    """The whole numbers that :func:`code_values` coded, by the same ``coder``.
 
     Raises:
         CorruptStream: If the bytes are cut short or too long.
@@ -93,15 +93,15 @@ def read_values(data: bytes, tables: EscapeTables, indexes: NDArray[np.integer])
     size, begin = read_varint(data, 0)
     if size > len(data) - begin:
         raise CorruptStream("a coded latent is cut short")
-    symbols = decode_indexed(data[begin : begin + size], tables.as_tables(), indexes).astype(np.int64)
+    symbols = decode_indexed(data[begin : begin + size], tables.as_tables(), indexes, coder=coder).astype(np.int64)
     escape = tables.lengths.cpu().numpy()[indexes] - 1
     outside = symbols == escape
-    coder = RangeDecoder(data[begin + size :])
+    rest = RangeDecoder(data[begin + size :])
     found = []
     for width in escape[outside].tolist():
-        negative = coder.decode_uniform(2)
-        excess = coder.decode_gamma()
+        negative = rest.decode_uniform(2)
+        excess = rest.decode_gamma()
         found.append(max(-excess, -2 * _LARGEST) if negative else min(excess + width - 1, 2 * _LARGEST))
-    coder.finish()
+    rest.finish()
     symbols[outside] = found
     return (symbols + tables.offsets.cpu().numpy()[indexes]).astype(np.float64)

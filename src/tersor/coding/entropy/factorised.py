@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tersor.coding.entropy.coders import Coder
 from tersor.coding.entropy.escapes import EscapeTables, code_values, read_values
 from tersor.errors import InvalidArgument
 
@@ -153,25 +154,29 @@ class EntropyBottleneck(nn.Module):
             pmfs.append(self.likelihood((steps + medians[channel]).expand(self.channels, -1))[channel].numpy())
         self.tables.set(pmfs, (-before).long().numpy(), self.tail_mass)
 
-    def compress(self, latent: Tensor) -> bytes:
+    def compress(self, latent: Tensor, coder: Coder = "range") -> bytes:
         """Code the rounded ``latent`` ``[batch, channels, ...]``; its shape is not part of the bytes.
+
+        Args:
+            latent: What to code.
+            coder: As in :func:`encode_symbols`; ``"reference"`` saves the four bytes or so that matter in a stream of fifty.
 
         Raises:
             InvalidArgument: Before :meth:`update`, or if the latent holds NaN, Inf or another number of channels.
         """
         rows = self._rows(latent.detach()).float()
         symbols = torch.round(rows - self.medians.unsqueeze(1))
-        return code_values(symbols.double().numpy(), self.tables, self._indexes(rows.shape[1]))
+        return code_values(symbols.double().numpy(), self.tables, self._indexes(rows.shape[1]), coder)
 
-    def decompress(self, data: bytes, shape: tuple[int, ...] | torch.Size) -> Tensor:
-        """The rounded latent of ``shape`` that :meth:`compress` coded, float32.
+    def decompress(self, data: bytes, shape: tuple[int, ...] | torch.Size, coder: Coder = "range") -> Tensor:
+        """The rounded latent of ``shape`` that :meth:`compress` coded by the same ``coder``, float32.
 
         Raises:
             CorruptStream: If the bytes are damaged in a way that shows; keep a checksum for the others.
         """
         if len(shape) < 2 or shape[1] != self.channels:
             raise InvalidArgument(f"a latent of this bottleneck has shape [batch, {self.channels}, ...], got {tuple(shape)}")
-        symbols = read_values(data, self.tables, self._indexes(math.prod(shape) // self.channels))
+        symbols = read_values(data, self.tables, self._indexes(math.prod(shape) // self.channels), coder)
         return self._back(torch.from_numpy(symbols).float() + self.medians.unsqueeze(1), torch.Size(shape))
 
     def _indexes(self, count: int) -> np.ndarray:
