@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from tersor.coding.blocks import padded
 from tersor.coding.errors import CorruptStream
 from tersor.coding.interlaced import check_count, passes
 from tersor.coding.walloc import Compander, LatentTables, WallocCodec, WallocConfig, WallocJob, WallocNetwork, WaveletPacket
-from tersor.coding.walloc.network import padded
 from tersor.errors import InvalidArgument
 
 

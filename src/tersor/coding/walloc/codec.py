@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor.coding.blocks import padded
 from tersor.coding.errors import CorruptStream
 from tersor.coding.pictures import MOST_PIXELS, read_picture, read_sound, write_picture, write_sound
 from tersor.coding.walloc.latents import LatentTables
-from tersor.coding.walloc.network import WallocConfig, WallocNetwork, padded
+from tersor.coding.walloc.network import WallocConfig, WallocNetwork
 from tersor.errors import InvalidArgument
 
 _LARGEST_RATE = 1 << 24

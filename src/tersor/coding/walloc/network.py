@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from tersor.coding.blocks import Normalise, Residual, initialise
 from tersor.coding.entropy.factorised import rounded_with_noise
 from tersor.coding.walloc.wavelets import WaveletPacket
 from tersor.errors import InvalidArgument
@@ -21,6 +21,8 @@ _MOST = 4096
 # The scale of the companding: the extreme integers lie 1.85 standard deviations out.
 _SPREAD = 1.85
 _EDGE = 1e-4
+# The share of a latent that training starts with within so many standard deviations of the companding.
+_COVERED, _INSIDE = 0.999, 1.5
 
 
 @dataclass(frozen=True)
@@ -104,30 +106,6 @@ class Compander(nn.Module):
         return self.scale * math.sqrt(2) * torch.erfinv(2 * inside - 1)
 
 
-class _Normalise(nn.Module):
-    """Layer norm over channels at each place: unlike group norm, a place decodes the same in a picture of any size."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        last = functional.layer_norm(x.movedim(1, -1), (x.shape[1],), self.weight, self.bias)
-        return last.movedim(-1, 1)
-
-
-class _Residual(nn.Module):
-    def __init__(self, convolution: type[nn.Module], width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            _Normalise(width), nn.SiLU(), convolution(width, width, 3, padding=1),
-            _Normalise(width), nn.SiLU(), convolution(width, width, 3, padding=1),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
-
-
 class WallocNetwork(nn.Module):
     """Signal to latent to signal. Values of signals lie in [-0.5, 0.5].
 
@@ -147,24 +125,12 @@ class WallocNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             self.encoder = convolution(inside, config.latent, 1)
             self.linear = convolution(config.latent, inside, 1)
-            blocks = [_Residual(convolution, width) for _ in range(config.blocks)]
+            blocks = [Residual(convolution, width) for _ in range(config.blocks)]
             first, last = convolution(config.latent, width, 3, padding=1), convolution(width, inside, 3, padding=1)
-            self.deep = nn.Sequential(first, *blocks, _Normalise(width), nn.SiLU(), last) if blocks else None
+            self.deep = nn.Sequential(first, *blocks, Normalise(width), nn.SiLU(), last) if blocks else None
         self.to_empty(device="cpu")
-        self._initialise(torch.Generator().manual_seed(seed))
-
-    @torch.no_grad()
-    def _initialise(self, random: torch.Generator) -> None:
-        for name, parameter in self.named_parameters():
-            if parameter.ndim > 1:
-                fan = parameter[0].numel()
-                parameter.copy_(torch.randn(parameter.shape, generator=random) / math.sqrt(fan))
-            else:
-                nn.init.constant_(parameter, float(name.endswith("weight")))
-        # Every residual branch begins at zero, so that training begins at the linear codec.
-        for module in self.modules():
-            if isinstance(module, _Residual):
-                nn.init.zeros_(module.body[-1].weight)  # type: ignore[arg-type]
+        initialise(self, torch.Generator().manual_seed(seed))
+        # The deep branch begins at zero, so that training begins at the linear codec.
         if self.deep is not None:
             nn.init.zeros_(self.deep[-1].weight)  # type: ignore[arg-type]
 
@@ -174,10 +140,11 @@ class WallocNetwork(nn.Module):
         config = self.config
         rows = self.packet.forward(signals).movedim(1, -1).flatten(0, -2).double()
         mean = rows.mean(0)
-        values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+        _, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
         components = vectors[:, -config.latent :].flip(1).T
-        # The integers reach out 1.85 standard deviations of a latent.
-        scale = self.compander.scale / values[-config.latent :].flip(0).clamp(min=1e-12).sqrt()
+        # Where steps grow wide the error of rounding does: all but a thousandth of each latent lies well inside, as bright skies must.
+        far = ((rows - mean) @ components.T).abs().quantile(_COVERED, 0).clamp(min=1e-6)
+        scale = (_INSIDE * self.compander.scale if config.companding == "cdf" else config.largest) / far
         for layer, weight, bias in (
             (self.encoder, scale[:, None] * components, -scale * (components @ mean)),
             (self.linear, components.T / scale, mean),
@@ -203,15 +170,3 @@ class WallocNetwork(nn.Module):
         if not self.training:
             return self.signal(torch.round(steps))
         return self.signal(rounded_with_noise(steps, generator) if training == "noise" else steps)
-
-
-def padded(signal: Tensor, stride: int) -> Tensor:
-    """``signal`` ``[batch, channels, ...]`` continued at the end of every side to a multiple of ``stride``, mirrored."""
-    for axis in range(2, signal.ndim):
-        side = signal.shape[axis]
-        wanted = -(-side // stride) * stride
-        places = torch.arange(wanted)
-        period = max(2 * side - 2, 1)
-        folded = places % period
-        signal = signal.index_select(axis, torch.where(folded < side, folded, period - folded))
-    return signal

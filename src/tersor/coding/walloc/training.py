@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tersor.coding.blocks import padded
 from tersor.coding.pictures import holds_sounds, training_pictures, training_sounds
 from tersor.coding.training import with_options
 from tersor.coding.walloc.codec import Walloc, WallocCodec
-from tersor.coding.walloc.network import Training, WallocConfig, padded
+from tersor.coding.walloc.network import Training, WallocConfig
 from tersor.errors import InvalidArgument
 
 # Four samples for each value of the latent, of which eight milliseconds of telephone speech have sixteen.
