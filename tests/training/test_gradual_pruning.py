@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import InvalidArgument, TersorError
-from tersor.training import Compression, GradualPruning, magnitude_mask
+from tersor.training import Compression, GradualPruning, equal_nonzero_width, magnitude_mask
 from tersor.training.masks import global_masks, removed_of
 
 SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])
@@ -388,3 +388,18 @@ def test_a_weight_that_is_not_finite_is_refused_by_name() -> None:
     model.weight.data[3, 4] = float("nan")
     with pytest.raises(TersorError, match="weight is not finite after step 1"):
         compression.after_step()
+
+
+# What it is compared with
+
+
+def test_the_dense_rival_has_at_least_as_many_weights_and_one_width_less_has_fewer() -> None:
+    def factory(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(20, width), nn.Linear(width, 3))
+
+    for nonzero in range(1, 400, 7):
+        width = equal_nonzero_width(factory, nonzero)
+        assert 24 * width + 3 >= nonzero
+        assert width == 1 or 24 * (width - 1) + 3 < nonzero
+    with pytest.raises(InvalidArgument, match="raise largest"):
+        equal_nonzero_width(factory, 1000, largest=10)

@@ -18,7 +18,7 @@ from tersor.training.code_data import Examples, Function, clone_pairs, defects, 
 from tersor.training.compression import Compression
 from tersor.training.distillation import Distillation, Distilled, accuracy, distill, predict, soft_loss
 from tersor.training.factored import factor_layer, factor_model
-from tersor.training.gradual_pruning import GradualPruning
+from tersor.training.gradual_pruning import GradualPruning, equal_nonzero_width
 from tersor.training.lapp import LAPP
 from tersor.training.lsq import LSQLinear, lsq
 from tersor.training.maestro import Maestro
@@ -75,6 +75,7 @@ __all__ = [
     "defects",
     "distill",
     "encode",
+    "equal_nonzero_width",
     "exhaustive_search",
     "export",
     "export_onnx",

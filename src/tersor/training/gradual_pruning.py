@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -200,3 +200,28 @@ def _check_shape(name: str, weight: Tensor, pattern: tuple[int, int] | None, blo
         raise InvalidArgument(f"{name} has {columns} inputs, which groups of {pattern[1]} do not divide; name it in ignore")
     if block is not None and (rows % block[0] or columns % block[1]):
         raise InvalidArgument(f"{name} of {rows} x {columns} does not divide into blocks of {block[0]} x {block[1]}; name it in ignore")
+
+
+def equal_nonzero_width(factory: Callable[[int], nn.Module], nonzero: int, *, largest: int = 4096) -> int:
+    """The smallest width at which a dense model has at least ``nonzero`` parameters: what a pruned model has to beat.
+
+    Args:
+        factory: Makes the model of a width of 1 or more; more width, more parameters.
+        nonzero: Parameters of the pruned model that are not zero, biases and norms included.
+        largest: Width at which the search gives up.
+
+    Raises:
+        InvalidArgument: If no width up to ``largest`` has as many.
+
+    Example:
+        >>> import torch
+        >>> equal_nonzero_width(lambda width: torch.nn.Linear(width, 10), 95)
+        9
+    """
+    check_integer("nonzero", nonzero, 1)
+    for width in range(1, largest + 1):
+        with torch.device("meta"):
+            model = factory(width)
+        if sum(parameter.numel() for parameter in model.parameters()) >= nonzero:
+            return width
+    raise InvalidArgument(f"no width up to {largest} has {nonzero} parameters; raise largest")
