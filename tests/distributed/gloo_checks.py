@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -114,6 +115,8 @@ def check_training(rank: int, workers: int, folder: Path) -> dict[str, dict[str,
         train(again, ddp, rank, range(5))
         place = folder / name.replace(" ", "-")
         save_checkpoint(first, place)
+        if rank == 0:
+            save_file(again.state_dict(), place / "model.safetensors")
         fresh, ddp, second = started(make, bucket_mb=25)
         fresh.load_state_dict(again.state_dict())
         load_checkpoint(second, place)
@@ -125,6 +128,21 @@ def check_training(rank: int, workers: int, folder: Path) -> dict[str, dict[str,
             "knobs": getattr(state, "knobs", None),
         }  # fmt: skip
     return seen
+
+
+def check_smaller_world(rank: int, folder: Path) -> dict[str, object]:
+    """Two workers go on from what three of them stored."""
+    place = folder.parent / "econtrol-topk"
+    module, ddp, state = started(STATES["econtrol topk"])
+    module.load_state_dict(load_file(place / "model.safetensors"))
+    load_checkpoint(state, place)
+    errors = state.state_dict()["local"]["0.weight"]["error"]
+    start = flat(module)
+    train(module, ddp, rank, range(5, STEPS))
+    return {
+        "error": errors.flatten().tolist(), "replicas equal": equal_on_all(state, flat(module)),
+        "moved": float((flat(module) - start).norm()),
+    }  # fmt: skip
 
 
 def refused(action) -> str:
@@ -150,6 +168,9 @@ def check_refusals(rank: int) -> dict[str, str]:
 def main() -> None:
     rank, workers, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     join_group(rank, workers, folder)
+    if workers == 2:
+        (folder / f"seen-{rank}.json").write_text(json.dumps(check_smaller_world(rank, folder)))
+        os._exit(0)
     seen = {"training": check_training(rank, workers, folder), "refusals": check_refusals(rank)}
     _, ddp, _ = started(STATES["econtrol topk"])
     if rank == 1:
