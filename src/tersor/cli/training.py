@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,6 +39,32 @@ def prune(
     with bars() as progress:
         trained = run(model, [chosen], text, output, steps=steps, batch=batch, rate=rate, context=context, seed=seed, progress=progress)
     show(f"{trained}; written to {output}", as_json, {"output": str(output), **trained.to_dict()})
+
+
+@train.command()
+def shrink(
+    teacher: Annotated[Path, typer.Argument(help="Folder of a sequence classifier of transformers.", show_default=False)],
+    texts: Annotated[Path, typer.Argument(help="Unlabelled texts: .jsonl with text and perhaps pair, or one a line.", show_default=False)],
+    output: OutputOption,
+    size: Annotated[str, typer.Option(help="Size of the weights, never exceeded: 3MB, 500kB.")] = "3MB",
+    length: Annotated[int, typer.Option(help="Tokens of an input.")] = 128,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
+    batch: Annotated[int, typer.Option(help="Texts a step.")] = 16,
+    temperature: Annotated[float, typer.Option(help="Softens what the teacher says.")] = 10.0,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx with 8-bit weights.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of search, weights and order.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Search the shape of a classifier of a given size and teach it what TEACHER says of TEXTS. Can be killed and resumed."""
+    from tersor.pipeline.progress import bars
+    from tersor.pipeline.shrinking import shrink as run
+    from tersor.training import Distillation
+
+    config = Distillation(temperature, steps, batch, rate, max(steps // 20, 1))
+    with bars() as progress:
+        made = run(teacher, texts, size, output, length=length, config=config, seed=seed, onnx=onnx, progress=progress)
+    show(f"{made}; written to {output}", as_json, {"output": str(output), **made.to_dict()})
 
 
 def _pattern(text: str) -> tuple[int, int]:

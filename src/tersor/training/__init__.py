@@ -30,6 +30,7 @@ from tersor.training.parameter_sharing import ParameterSharing
 from tersor.training.quest import GAUSSIAN_CLIP, Quantizer, QuESTLinear, RoundedInputs, export, quest
 from tersor.training.rounds import LotteryTicket
 from tersor.training.sap import SAP
+from tersor.training.shrink_architecture import Shrunk, classifier, export_student, shrink_architecture
 from tersor.training.storage import export_onnx, load_module, save_module, stored_bytes, to_sparse
 from tersor.training.structured import remove_filters
 from tersor.training.student import build_student, encode, load_student, save_student, train_tokenizer
@@ -66,9 +67,11 @@ __all__ = [
     "RoundedInputs",
     "SearchResult",
     "SearchSpace",
+    "Shrunk",
     "TrainedRankPruning",
     "accuracy",
     "build_student",
+    "classifier",
     "clone_pairs",
     "cut_ranks",
     "decision_threshold",
@@ -79,6 +82,7 @@ __all__ = [
     "exhaustive_search",
     "export",
     "export_onnx",
+    "export_student",
     "factor_layer",
     "factor_model",
     "factorise_conv",
@@ -100,6 +104,7 @@ __all__ = [
     "remove_filters",
     "save_module",
     "save_student",
+    "shrink_architecture",
     "soft_loss",
     "split_functions",
     "stored_bytes",

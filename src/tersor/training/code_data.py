@@ -63,8 +63,9 @@ class Examples:
 
 
 def library_functions(
-    folder: str | Path | None = None, *, limit: int | None = None, seed: int = 0, lines: tuple[int, int] = (4, 25), per_module: int = 40
-) -> list[Function]:
+    folder: str | Path | None = None, *, limit: int | None = None, seed: int = 0, lines: tuple[int, int] = (4, 25), per_module: int = 40,
+    docstrings: bool = True,
+) -> list[Function]:  # fmt: skip
     """Functions of a library of Python sources, no two of one family (see :func:`tersor.training.code_transforms.family`).
 
     Args:
@@ -73,6 +74,7 @@ def library_functions(
         seed: Of the order of the files, which matters with ``limit``; the same library and seed give the same functions.
         lines: Fewest and most lines of a function, decorators, docstring and comments not counted.
         per_module: At most so many of one file.
+        docstrings: Keep them; a model that reads few tokens would see little else of some functions.
 
     Raises:
         InvalidArgument: If there is no such folder, no such function in it, or a number is out of range.
@@ -90,7 +92,7 @@ def library_functions(
     families: set[str] = set()
     for path in (paths[place] for place in order):
         taken = 0
-        for function, key in _functions(root, path, lines):
+        for function, key in _functions(root, path, lines, docstrings):
             if key in families or taken == per_module:
                 continue
             families.add(key)
@@ -193,17 +195,16 @@ def defects(functions: Sequence[Function], *, seed: int = 0) -> Examples:
     return Examples(tuple(texts), index, torch.tensor([0, 1] * (len(texts) // 2)), tuple(kinds))
 
 
-def _functions(root: Path, path: Path, lines: tuple[int, int]) -> Iterator[tuple[Function, str]]:
+def _functions(root: Path, path: Path, lines: tuple[int, int], docstrings: bool) -> Iterator[tuple[Function, str]]:
     try:
         tree = ast.parse((root / path).read_text(encoding="utf-8"))
     except (SyntaxError, ValueError, OSError):
         return
     for prefix, node in _defined(tree, ""):
         node.decorator_list = []
-        source = ast.unparse(node)
-        length = ast.unparse(without_docstring(node)).count("\n") + 1
-        if lines[0] <= length <= lines[1]:
-            yield Function(path.as_posix(), prefix + node.name, source), family(node)
+        bare = ast.unparse(without_docstring(node))
+        if lines[0] <= bare.count("\n") + 1 <= lines[1]:
+            yield Function(path.as_posix(), prefix + node.name, ast.unparse(node) if docstrings else bare), family(node)
 
 
 def _defined(tree: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:

@@ -34,9 +34,10 @@ class SeededDropout(nn.Dropout):
 
 
 class PairHead(nn.Module):
-    """Classifier of two inputs from what their first tokens hold: the difference, without its sign, and the product.
+    """Classifier of two inputs from the means of their tokens: from the difference, without its sign, and the product.
 
-    The published one reads the two vectors side by side; it has as many parameters and must learn that their order does not matter.
+    The published one reads what the first tokens hold side by side. It has as many parameters, and must learn to gather and to compare
+    first, for which a short training is too short.
 
     Args:
         width: Of either vector.
@@ -149,7 +150,7 @@ def logits(student: Any, ids: Tensor) -> Tensor:
         ids: Token ids ``[n, length]``, or ``[n, 2, length]`` for a classifier of pairs.
     """
     if isinstance(student.classifier, PairHead):
-        encoded = _first_tokens(student, ids.flatten(0, 1)).unflatten(0, (-1, 2))
+        encoded = _mean_tokens(student, ids.flatten(0, 1)).unflatten(0, (-1, 2))
         scores: Tensor = student.classifier(encoded[:, 0], encoded[:, 1])
     else:
         scores = student(input_ids=ids, attention_mask=ids.ne(PAD).long()).logits
@@ -218,9 +219,11 @@ def _check(architecture: Mapping[str, int]) -> None:
         raise InvalidArgument(f"a byte-level vocabulary has {SMALLEST_VOCABULARY} tokens at least, got {architecture['vocab_size']}")
 
 
-def _first_tokens(student: Any, ids: Tensor) -> Tensor:
-    hidden: Tensor = student.roberta(input_ids=ids, attention_mask=ids.ne(PAD).long()).last_hidden_state
-    return hidden[:, 0]
+def _mean_tokens(student: Any, ids: Tensor) -> Tensor:
+    mask = ids.ne(PAD)
+    hidden: Tensor = student.roberta(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    kept = mask[..., None].to(hidden.dtype)
+    return (hidden * kept).sum(1) / kept.sum(1)
 
 
 def _seed_dropouts(module: nn.Module) -> None:
