@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import training_cases as cases
+from residual_net import ResidualNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -130,6 +131,19 @@ def test_a_layer_may_lose_all_filters_of_its_own(tmp_path: Path) -> None:
 
 
 @BYPASS
+def test_residual_blocks_lose_inner_filters_alone(bypass: bool) -> None:
+    pixels = cases.batch()[0]
+    method = LAPP(0.7, bypass=bypass, end=10, frequency=2)
+    compression, _ = _train(method, 12, ResidualNet())
+    assert set(method.report()["kept"]) == {"block1.conv1", "block2.conv1", "block3.conv1"}
+    model = compression.finalize()
+    assert _products(model, pixels[:2]) <= 0.7 * _products(ResidualNet(), pixels[:2])
+    assert model.block3.shortcut.weight.shape == (24, 16, 1, 1)
+    with pytest.raises(InvalidArgument, match=r"block3\.conv2 shares its filters with block3\.shortcut"):
+        Compression(ResidualNet(), [LAPP(0.7, bypass=bypass, targets=["block3.conv2"])], example_inputs=(pixels[:2],))
+
+
+@BYPASS
 def test_momentum_of_the_filters_that_stay_is_kept(bypass: bool) -> None:
     pixels, labels = cases.batch()
     method = LAPP(0.6, bypass=bypass, end=1000)
@@ -170,3 +184,10 @@ def test_bad_options_are_refused() -> None:
         Compression(_Chain(), [LAPP()])
     with pytest.raises(InvalidArgument, match="no convolution after the first"):
         Compression(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 2)), [LAPP()], example_inputs=pixels)
+
+
+def test_several_workers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(InvalidArgument, match="several workers"):
+        Compression(_Chain(), [LAPP()], example_inputs=(cases.batch()[0][:2],))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import training_cases as cases
+from residual_net import ResidualNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,43 +15,6 @@ from tersor.training.structured import filter_links, layer_products
 
 SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])
 KEPT = {"conv1": [0, 2, 3, 6], "conv2": [1, 4, 5, 8, 9, 15]}
-
-
-class _Block(nn.Module):
-    """Two convolutions beside a shortcut: every second pixel and new channels of zeros (option A), or a projection."""
-
-    def __init__(self, before: int, after: int, stride: int, projection: bool) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(after)
-        self.stride, self.pad = stride, after - before
-        self.shortcut = nn.Conv2d(before, after, 1, stride, bias=False) if projection else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
-        if self.shortcut is not None:
-            return torch.relu(y + self.shortcut(x))
-        return torch.relu(y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.pad)))
-
-
-class ResidualNet(nn.Module):
-    """A stem, a block that keeps the shape, one that halves it with option A, one with a projection, and a classifier."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.block1 = _Block(8, 8, 1, False)
-        self.block2 = _Block(8, 16, 2, False)
-        self.block3 = _Block(16, 24, 2, True)
-        self.head = nn.Linear(24, 4)
-        _randomize(self, seed)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        features = self.block3(self.block2(self.block1(torch.relu(self.norm(self.stem(pixels))))))
-        return self.head(features.mean((2, 3)))
 
 
 def _randomize(model: nn.Module, seed: int) -> nn.Module:
@@ -95,7 +59,7 @@ def test_a_masked_network_is_the_sliced_one_bit_for_bit(seed: int) -> None:
 
 @SEEDS
 def test_a_masked_residual_network_is_the_sliced_one_bit_for_bit(seed: int) -> None:
-    model = ResidualNet(seed)
+    model = _randomize(ResidualNet(), seed)
     kept = {f"block{index}.conv1": [0, 3, 4, 7] for index in (1, 2, 3)}
     for index in (1, 2, 3):
         _mask(model.get_submodule(f"block{index}.norm1"), [0, 3, 4, 7])
@@ -107,7 +71,7 @@ def test_a_masked_residual_network_is_the_sliced_one_bit_for_bit(seed: int) -> N
 
 
 def test_a_stream_with_a_projection_is_sliced_with_all_that_is_added_to_it() -> None:
-    model = ResidualNet()
+    model = _randomize(ResidualNet(), 0)
     kept = list(range(0, 24, 2))
     _mask(model.block3.norm2, kept)
     model.block3.shortcut.weight.data[1::2] = 0
@@ -157,7 +121,7 @@ def test_the_optimizer_goes_on_as_if_the_network_had_been_masked(make: object) -
 
 
 def test_links_tell_who_shares_and_who_reads() -> None:
-    links = filter_links(ResidualNet(), (_pixels(),))
+    links = filter_links(_randomize(ResidualNet(), 0), (_pixels(),))
     assert links["block2.conv1"].outputs == ()
     assert links["block2.conv1"].readers == {"block2.conv2": 16}
     assert set(links["block3.conv2"].outputs) == {"block3.shortcut"}
@@ -168,7 +132,7 @@ def test_links_tell_who_shares_and_who_reads() -> None:
 def test_products_are_those_of_torchs_counter() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, pixels = ResidualNet(), torch.zeros(2, 1, 8, 8).double()
+    model, pixels = _randomize(ResidualNet(), 0), torch.zeros(2, 1, 8, 8).double()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(pixels)
     model.norm.train()
@@ -178,7 +142,7 @@ def test_products_are_those_of_torchs_counter() -> None:
 
 
 def test_nothing_is_changed_where_a_removal_is_refused() -> None:
-    model, pixels = ResidualNet(), torch.zeros(1, 1, 8, 8).double()
+    model, pixels = _randomize(ResidualNet(), 0), torch.zeros(1, 1, 8, 8).double()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     # Option A pads the channels of a stream, so their order matters.
     for kept, words in [

@@ -115,7 +115,7 @@ def run(quick: bool) -> Result:
     if quick:
         effort = Effort(vision.digits(), (24,) * 5, vision.Plan(epochs=8, batch=100, flip=False), (0.25,))
     else:
-        images = vision.cifar(n_train=2500)
+        images = vision.cifar(n_train=2000, n_validation=1000)
         effort = Effort(images, (8, 24, 24, 48, 48), vision.Plan(epochs=10, rate=0.05, batch=64), (0.5, 0.2))
     rows = list(measured(_rows(effort)))
     margin, notes = _judge(rows, effort)
@@ -157,16 +157,26 @@ def _train(effort: Effort, seed: int, method: str, share: float, dense: int) -> 
 
 
 def _even(effort: Effort, budget: float, method: str) -> list[int]:
-    """Widths of the largest common share of every layer within ``budget`` products; the first layer is cut in narrow nets alone."""
-    finest = 4 * max(effort.widths)
-    least = 0 if method == EVEN_BYPASS else 1
+    """Widths that are the same share of every layer, as near below ``budget`` products as whole filters allow.
+
+    The first layer is cut in narrow networks alone, since no other method touches it.
+    """
+
+    def fits(widths: list[int]) -> bool:
+        net = effort.net(0, filters=widths[1:]) if method == EVEN_BYPASS else effort.net(0, widths)
+        return vision.products(net, effort.pixels) <= budget
+
+    finest, least = 4 * max(effort.widths), 0 if method == EVEN_BYPASS else 1
+    first = 0 if method == NARROW else 1
     for numerator in range(finest, -1, -1):
         cut = [max(width * numerator // finest, least) for width in effort.widths]
-        widths = cut if method == NARROW else [effort.widths[0], *cut[1:]]
-        net = effort.net(0, filters=widths[1:]) if method == EVEN_BYPASS else effort.net(0, widths)
-        if vision.products(net, effort.pixels) <= budget:
-            return widths
-    raise AssertionError("one filter a layer is within every budget that is asked for")
+        widths = [*effort.widths[:first], *cut[first:]]
+        if fits(widths):
+            break
+    for index in range(first, len(widths)):
+        wider = [width + (place == index) for place, width in enumerate(widths)]
+        widths = wider if fits(wider) else widths
+    return widths
 
 
 def _latency(model: nn.Module, pixels: Tensor) -> float:

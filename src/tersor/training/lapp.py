@@ -87,6 +87,8 @@ class LAPP(Method):
         """See :class:`Method`."""
         if compression.example_inputs is None:
             raise InvalidArgument("LAPP counts the products of one forward pass; pass example_inputs=(...) to Compression")
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise InvalidArgument("LAPP replaces parameters while it trains, which several workers do not follow; train with one worker")
         self._compression, model, inputs = compression, compression.model, compression.example_inputs
         links = filter_links(model, inputs)
         names, norms = _choose(model, inputs, links, self.targets, self.ignore)
