@@ -129,7 +129,8 @@ def waves(n: int, seed: int, cells: int = 32) -> Waves:
     if cells % 2:
         raise InvalidArgument(f"cells must be even, so that the zone begins in the middle, got {cells}")
     solver = WaveSolver(cells)
-    drawn = np.random.default_rng(seed).uniform(size=(n, 3))
+    generator = np.random.default_rng(seed)
+    drawn = generator.uniform(size=(n, 3))
     parameters = RANGES[:, 0] + drawn * (RANGES[:, 1] - RANGES[:, 0])
     order = np.lexsort((solver.points[:, 0], solver.points[:, 1])).reshape(cells + 1, cells + 1)
     low = cells // 2 - 8
