@@ -64,6 +64,13 @@ def test_other_seeds_give_other_matrices():
     assert not torch.equal(found[1], found[2])
 
 
+def test_a_matrix_of_several_blocks_is_the_same_as_row_by_row():
+    memory = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    weight = HashedWeight(memory, (1100, 1000), seed=7)
+    rows = torch.tensor([0, 1047, 1048, 1099])
+    assert torch.equal(weight.dense()[rows], weight.rows(rows))
+
+
 def test_one_memory_counts_once():
     memory = torch.zeros(100)
     weights = [HashedWeight(memory, (30, 10), offset=300 * index) for index in range(3)]

@@ -27,6 +27,8 @@ Start = Literal["spread", "nearest"]
 Finish = Literal["hashed", "dense"]
 _MEMORY = "shared_memory"
 _MAX_SEED = (1 << 62) - 1
+# Hashing takes several int64 an entry: a million entries at a time.
+_BLOCK = 1 << 20
 
 
 @dataclass(eq=False)
@@ -129,8 +131,9 @@ class ParameterSharing(Method):
     def _codes(self, name: str, shape: torch.Size) -> Tensor:
         size, offset = self._places[name]
         rows, columns = shape[0], shape[1:].numel()
-        places, signs = places_of(torch.arange(rows), columns, size, seed=self.seed, offset=offset, mapping=self.mapping, tile=self.tile)
-        return encode(places, signs).reshape(shape)
+        options: dict[str, Any] = {"seed": self.seed, "offset": offset, "mapping": self.mapping, "tile": self.tile}
+        blocks = torch.arange(rows).split(max(_BLOCK // columns, 1))
+        return torch.cat([encode(*places_of(block, columns, size, **options)) for block in blocks]).reshape(shape)
 
     def _memory(self, weights: Mapping[str, Tensor], size: int) -> Tensor:
         """The values that weights start from: projections of the model's own."""

@@ -18,6 +18,7 @@ _GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -77235922
 _PLACES, _SIGNS = 0, 1
 _MAX_SIZE = 1 << 31
 _MAX_SEED = 1 << 62
+_BLOCK = 1 << 20
 
 
 class HashedWeight(CompressedWeight):
@@ -95,8 +96,12 @@ class HashedWeight(CompressedWeight):
 
     def _rows(self, rows: Tensor) -> Tensor:
         seed, offset = self.place.tolist()
-        places, signs = places_of(rows, self.shape[1], self.size, seed=seed, offset=offset, mapping=self.mapping, tile=self.tile)
-        return self.memory.float()[places] * signs * self.scale
+        memory, found = self.memory.float(), []
+        # Hashing takes several int64 an entry: a million entries at a time.
+        for block in rows.split(max(_BLOCK // self.shape[1], 1)):
+            places, signs = places_of(block, self.shape[1], self.size, seed=seed, offset=offset, mapping=self.mapping, tile=self.tile)
+            found.append(memory[places] * signs * self.scale)
+        return torch.cat(found)
 
     def check_stored(self, tensors: dict[str, Tensor], name: str) -> None:
         seed, offset = tensors["place"].tolist()
