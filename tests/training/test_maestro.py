@@ -139,6 +139,16 @@ def test_a_convolution_at_full_rank_is_unchanged_and_at_any_rank_is_its_matrix(s
             torch.testing.assert_close(layer.plain(rank, merge=merge)(pixels), expected)
 
 
+@SEEDS
+def test_fresh_factors_are_cut_to_the_truncated_svd(seed: int) -> None:
+    model = _linear(9, 6, seed)
+    weight = model[0].weight.detach().clone()
+    Compression(model, [Maestro()])
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    for rank in range(1, 7):
+        torch.testing.assert_close(model[0].matrix(rank).detach(), u[:, :rank] * s[:rank] @ vh[:rank])
+
+
 def test_cuts_are_what_was_computed_and_never_hold_more_than_dense_layers() -> None:
     model = cases.SmallNet()
     compression = Compression(model, [Maestro()])
