@@ -13,7 +13,10 @@ from types import ModuleType
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-COMMANDS = ("peers", "quantizers", "llamacpp", "speed", "fitness", "memory", "representations", "text_codecs", "kvcache")
+COMMANDS = (
+    "peers", "quantizers", "llamacpp", "speed", "fitness", "memory", "representations", "text_codecs", "image_codecs", "kvcache",
+    "training",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

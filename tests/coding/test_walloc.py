@@ -145,6 +145,17 @@ def test_latents_there_and_back(height: int, width: int, kind: str):
     assert 8 * len(data) - 32 <= tables.ideal_bits(made) * 1.001 + 7 * (64 + 16)
 
 
+def test_several_latents_count_like_one_after_the_other():
+    latents = smooth_latents(6, 3, 16, 7)
+    one, all_at_once = LatentTables(3, 7), LatentTables(3, 7)
+    one.fit(latents)
+    all_at_once.fit([torch.stack(latents)])
+    assert torch.equal(one.weights, all_at_once.weights)
+    assert one.ideal_bits(torch.stack(latents)) == pytest.approx(sum(map(one.ideal_bits, latents)))
+    with pytest.raises(InvalidArgument, match="one by one"):
+        one.encode(torch.stack(latents))
+
+
 def test_neighbourhoods_pay():
     tables = fitted()
     latent = smooth_latents(1, 3, 96, 7, seed=9)[0]

@@ -165,7 +165,11 @@ class VQNetwork(nn.Module):
 
     def indices(self, pictures: Tensor, number: int) -> Tensor:
         """int64 ``[batch, height / stride, width / stride]``: the codeword of every place, by the head of a rate."""
-        latents = self.head(number).before(self.encoder(pictures))
+        return self.placed(self.encoder(pictures), number)
+
+    def placed(self, features: Tensor, number: int) -> Tensor:
+        """Indices of what the encoder made of pictures."""
+        latents = self.head(number).before(features)
         return self.head(number).nearest(latents.movedim(1, -1).flatten(0, -2)).reshape(latents.shape[0], *latents.shape[2:])
 
     def pictures(self, indices: Tensor, number: int) -> Tensor:

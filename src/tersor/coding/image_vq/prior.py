@@ -28,6 +28,8 @@ _REACH = 16 << _LOGIT
 _WEIGHT, _ACTIVATION = (1 << 15) - 1, (1 << 20) - 1
 _ROWS = 4096
 _CHECKSUM = 4
+# Bytes of every stream that are not indices: how they are coded, and their checksum.
+OVERHEAD = 1 + _CHECKSUM
 
 Grid = NDArray[np.int64]
 
@@ -152,7 +154,7 @@ class IndexPrior(nn.Module):
             CorruptStream: If the bytes are damaged, cut short, too long, or too few for the shape.
         """
         check_count(rows * columns, len(data), LEAST_BITS)
-        mode, coder = data[:1], RangeDecoder(data[1 + _CHECKSUM :])
+        mode, coder = data[:1], RangeDecoder(data[OVERHEAD:])
         if mode not in (bytes([UNIFORM]), bytes([LEARNED])):
             raise CorruptStream("the indices of the picture are coded in a way that this tersor does not know, or damaged")
         grid = np.zeros((rows, columns), dtype=np.int64)
@@ -163,7 +165,7 @@ class IndexPrior(nn.Module):
                 bounds = np.cumsum(self.weights(grid, one, places), -1)
                 grid[one.rows[places], one.columns[places]] = [_next(coder, row) for row in bounds]
         coder.finish()
-        if _checksum(grid) != data[1 : 1 + _CHECKSUM]:
+        if _checksum(grid) != data[1:OVERHEAD]:
             raise CorruptStream("the decoded indices do not match their checksum: the file is damaged")
         return torch.from_numpy(grid)
 

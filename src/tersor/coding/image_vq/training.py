@@ -88,7 +88,7 @@ class ImageVQJob:
                 features = self.network.encoder(batch)
             return self._picture_loss(batch, features, number, random, False)
         self._thaw(self.module.priors, self.module.inpainter)
-        return self._foretelling_loss(batch, step % len(self.network.heads), random)
+        return self._foretelling_loss(batch, random)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -113,13 +113,17 @@ class ImageVQJob:
         self.network.head(number).restart(latents, indices, random, revive)
         return _PICTURE * (decoded - batch).square().mean() + quantisation
 
-    def _foretelling_loss(self, batch: Tensor, number: int, random: torch.Generator) -> Tensor:
+    def _foretelling_loss(self, batch: Tensor, random: torch.Generator) -> Tensor:
+        loss = torch.zeros(())
         with torch.no_grad():
-            indices = self.network.indices(batch, number)
-        head = self.network.head(number)
-        loss = self.module.prior(number).loss(indices, head.codebook.detach())
-        if number == 0:
-            loss = loss + self.module.inpainter.loss(indices, head.codebook.detach(), random)
+            features = self.network.encoder(batch)
+        for number in range(len(self.network.heads)):
+            with torch.no_grad():
+                indices = self.network.placed(features, number)
+            codebook = self.network.head(number).codebook.detach()
+            loss = loss + self.module.prior(number).loss(indices, codebook)
+            if number == 0:
+                loss = loss + self.module.inpainter.loss(indices, codebook, random)
         return loss
 
     def _thaw(self, *parts: nn.Module) -> None:

@@ -50,13 +50,13 @@ class LatentTables(nn.Module):
         self.register_buffer("weights", torch.zeros(channels, _CONTEXTS, 2 * largest + 1, dtype=torch.int32))
 
     def fit(self, latents: Iterable[Tensor]) -> None:
-        """Count integers ``[channels, height, width]`` of training data."""
+        """Count integers ``[channels, height, width]`` of training data, or several of a size at once ``[n, channels, height, width]``."""
         size = 2 * self.largest + 1
         rows = np.zeros((self.channels * _CONTEXTS, size))
         for latent in latents:
             grid = self._checked(latent)
-            for one in passes(*grid.shape[1:]):
-                symbols = grid[:, one.rows, one.columns] + self.largest
+            for one in passes(*grid.shape[-2:]):
+                symbols = grid[..., one.rows, one.columns] + self.largest
                 np.add.at(rows, (self._indexes(grid, one), symbols), 1)
         counts = rows.reshape(self.channels, _CONTEXTS, size)
         own = counts.sum(1, keepdims=True) + 1 / size
@@ -83,6 +83,8 @@ class LatentTables(nn.Module):
             InvalidArgument: If the shape or a value is none of this codec.
         """
         grid = self._checked(latent)
+        if grid.ndim != 3:
+            raise InvalidArgument(f"latents are coded one by one, [{self.channels}, height, width], got {tuple(latent.shape)}")
         small = grid.size <= _SMALL
         slow, out = RangeEncoder(), b""
         for one in passes(*grid.shape[1:]):
@@ -125,19 +127,19 @@ class LatentTables(nn.Module):
         return torch.from_numpy(grid)
 
     def ideal_bits(self, latent: Tensor) -> float:
-        """What the tables give to integers ``[channels, height, width]``: no coder goes below it on average."""
+        """What the tables give to integers ``[channels, height, width]`` or several of them: no coder goes below it on average."""
         grid, total = self._checked(latent), 0.0
         weights = self.weights.flatten(0, 1).cpu().numpy()
-        for one in passes(*grid.shape[1:]):
-            chosen = weights[self._indexes(grid, one), grid[:, one.rows, one.columns] + self.largest]
+        for one in passes(*grid.shape[-2:]):
+            chosen = weights[self._indexes(grid, one), grid[..., one.rows, one.columns] + self.largest]
             total += float((TABLE_BITS - np.log2(chosen)).sum())
         return total
 
     def _indexes(self, grid: Grid, one: Pass) -> NDArray[np.int64]:
-        """Which table every value of a pass is coded with: ``[channels, n]``."""
+        """Which table every value of a pass is coded with: ``[..., channels, n]``."""
         first = np.arange(self.channels)[:, None] * _CONTEXTS
         if one.kind == 0:
-            return np.broadcast_to(first, (self.channels, one.rows.size))
+            return np.broadcast_to(first, (*grid.shape[:-2], one.rows.size))
         around = one.neighbours(grid, _NOWHERE, NEAR)
         inside = around != _NOWHERE
         # Sides of four values, as if those outside were like those inside.
@@ -149,7 +151,7 @@ class LatentTables(nn.Module):
         return first + 1 + (reach * _SPREADS + width) * _MEANS + bucket
 
     def _checked(self, latent: Tensor) -> Grid:
-        if latent.ndim != 3 or latent.shape[0] != self.channels or not latent.numel():
+        if latent.ndim not in (3, 4) or latent.shape[-3] != self.channels or not latent.numel():
             raise InvalidArgument(f"latents of this codec are [{self.channels}, height, width], got {tuple(latent.shape)}")
         grid: Grid = latent.cpu().numpy().astype(np.int64)
         if int(np.abs(grid).max()) > self.largest:

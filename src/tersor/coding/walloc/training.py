@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _BATCH = 8
 _RATE, _LAST_RATE = 1e-3, 1e-5
 # Crops that the first encoder and the tables are computed from, at most.
 _FITTED = 256
+_TOGETHER = 64
 
 
 class WallocJob:
@@ -93,9 +95,11 @@ class WallocJob:
         return batch.flip(-1) if flip and batch.ndim == 4 else batch
 
     def _latents(self) -> Iterator[Tensor]:
-        for signal in self.signals:
-            latent = torch.round(self.module.network.latent(signal[None])[0])
-            yield latent[:, None] if latent.ndim == 2 else latent
+        # Thousands of small pictures of one size go through at once.
+        for _, same in groupby(self.signals, lambda signal: signal.shape):
+            for batch in torch.stack(list(same)).split(_TOGETHER):
+                latents = torch.round(self.module.network.latent(batch))
+                yield latents[:, :, None] if latents.ndim == 3 else latents
 
 
 def start(data: Path | None, steps: int, seed: int, options: Mapping[str, str]) -> WallocJob:
