@@ -133,3 +133,11 @@ def test_convolutions_that_are_no_matrix_are_refused(options: dict[str, Any], na
 def test_a_layer_that_does_not_exist_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="'1' names"):
         factor_model(nn.Sequential(nn.Linear(4, 4)), {"1": 1})
+
+
+@EVERY
+def test_no_global_draw_is_made(scheme: Any) -> None:
+    layer = _convolution("padded")
+    state = torch.get_rng_state()
+    factor_layer(layer, 2, scheme)
+    assert torch.equal(state, torch.get_rng_state())

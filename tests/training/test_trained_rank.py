@@ -153,7 +153,7 @@ def test_truncation_in_training_costs_less_than_after_it() -> None:
         plain, _ = _trained([], steps=60, seed=seed)
         factor_model(plain, {name: ranks[name] for name in ranks}, only_smaller=False)
         for key, net in (("trained", model), ("afterwards", plain)):
-            losses[key].append(float(F.cross_entropy(net(pixels), labels)))
+            losses[key].append(F.cross_entropy(net(pixels), labels).item())
     assert all(ours < theirs for ours, theirs in zip(losses["trained"], losses["afterwards"], strict=True))
     assert sum(losses["trained"]) < 0.8 * sum(losses["afterwards"])
 

@@ -41,7 +41,6 @@ class Task:
         width: Of the network that is pruned.
         steps: Of a training.
         ignore: Layers that are not pruned.
-        unit: Of the loss.
     """
 
     name: str
@@ -51,7 +50,6 @@ class Task:
     width: int
     steps: int
     ignore: tuple[str, ...]
-    unit: str
 
     def pruning(self, sparsity: float, begin: float | int = 0.15, end: float | int = 0.7) -> GradualPruning:
         """Removals over more than half of the training, the rest to recover; fixed beforehand, chosen on nothing."""
@@ -86,7 +84,7 @@ def _pictures(quick: bool) -> Task:
 
     return Task(
         "pictures", lambda width, seed: vision.SmallConvNet(channels, images.classes, width, seed), train,
-        lambda model: 1 - vision.accuracy(model, images.test), 8 if quick else 16, plan.steps(images), ("conv1",), "error rate",
+        lambda model: 1 - vision.accuracy(model, images.test), 8 if quick else 16, plan.steps(images), ("conv1",),
     )  # fmt: skip
 
 
@@ -96,7 +94,7 @@ def _text(quick: bool) -> Task:
     return Task(
         "text", lambda width, seed: characters.CharacterLSTM(len(text.alphabet), width, seed=seed),
         lambda model, methods, seed: characters.fit(model, text, plan, seed=seed, methods=methods),
-        lambda model: characters.bits_per_character(model, text.test), 48 if quick else 96, plan.steps, (), "bits a character",
+        lambda model: characters.bits_per_character(model, text.test), 48 if quick else 96, plan.steps, (),
     )  # fmt: skip
 
 

@@ -144,6 +144,7 @@ class Plan:
         batch: Pictures a step.
         decay: Weight decay.
         flip: Mirror half of the pictures; not for digits.
+        cycles: How often all that is repeated, the schedule of the rate from its start: for methods that train in rounds.
     """
 
     epochs: int = 6
@@ -151,10 +152,11 @@ class Plan:
     batch: int = 128
     decay: float = 5e-4
     flip: bool = True
+    cycles: int = 1
 
     def steps(self, images: Images) -> int:
         """Steps of the whole training."""
-        return self.epochs * (len(images.train.labels) // self.batch)
+        return self.cycles * self.epochs * (len(images.train.labels) // self.batch)
 
 
 @dataclass(frozen=True)
@@ -198,13 +200,14 @@ def fit(
         compression.attach(optimizer)
     rates = [group["lr"] for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(seed)
+    cycle = total // plan.cycles
     began, step, history = time.perf_counter(), 0, []
-    for _ in range(plan.epochs):
+    for _ in range(plan.cycles * plan.epochs):
         model.train()
         order = torch.randperm(len(images.train.labels), generator=generator)
         for index in order.split(plan.batch)[: len(order) // plan.batch]:
             for group, rate in zip(optimizer.param_groups, rates, strict=False):
-                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / total))
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * (step % cycle) / cycle))
             pixels = images.train.pixels[index]
             if plan.flip:
                 mirrored = torch.rand(len(index), 1, 1, 1, generator=generator) < 0.5

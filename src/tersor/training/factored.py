@@ -82,7 +82,8 @@ def factor_layer(layer: Layer, rank: int, scheme: Scheme = "channel") -> nn.Sequ
     weight = layer.weight.detach()
     check_integer("rank", rank, 1, full_rank(weight, scheme))
     left, right = factors(matricised(weight, scheme), rank)
-    options = {"device": weight.device, "dtype": weight.dtype}
+    # Without values of their own, whose drawing would move the global generator.
+    options = {"device": "meta", "dtype": weight.dtype}
     has_bias = layer.bias is not None
     first: Layer
     second: Layer
@@ -98,10 +99,10 @@ def factor_layer(layer: Layer, rank: int, scheme: Scheme = "channel") -> nn.Sequ
             # Here the rows of the matrix are the inputs.
             inputs, out = layer.in_channels, layer.out_channels
             left, right = right.reshape(rank, out, -1).transpose(0, 1), left.T.reshape(rank, inputs, -1)
-    first.weight.data.copy_(right.reshape(first.weight.shape))
-    second.weight.data.copy_(left.reshape(second.weight.shape))
-    if layer.bias is not None and second.bias is not None:
-        second.bias.data.copy_(layer.bias.detach())
+    for factor, values in ((first, right), (second, left)):
+        factor.weight = nn.Parameter(values.to(weight.dtype).reshape(factor.weight.shape).contiguous())
+    if layer.bias is not None:
+        second.bias = nn.Parameter(layer.bias.detach().clone())
     return nn.Sequential(first, second).train(layer.training)
 
 
