@@ -16,8 +16,11 @@ from tersor.training.bypass import BypassConv2d
 from tersor.training.class_dependent import ClassAwareLottery, ClassDependentLoss, decision_threshold
 from tersor.training.code_data import Examples, Function, clone_pairs, defects, library_functions, split_functions
 from tersor.training.compression import Compression
+from tersor.training.compresso import COLLABORATIVE_PROMPT, Pruned, Schedule, compresso, language_loss
+from tersor.training.decoder import Decoder, Masks, Shape, magnitude_scores, masks_of
 from tersor.training.distillation import Distillation, Distilled, accuracy, distill, predict, soft_loss
 from tersor.training.factored import factor_layer, factor_model
+from tersor.training.gated import Compresso
 from tersor.training.gradual_pruning import GradualPruning, equal_nonzero_width
 from tersor.training.lapp import LAPP
 from tersor.training.lsq import LSQLinear, lsq
@@ -31,6 +34,7 @@ from tersor.training.quest import GAUSSIAN_CLIP, Quantizer, QuESTLinear, Rounded
 from tersor.training.rounds import LotteryTicket
 from tersor.training.sap import SAP
 from tersor.training.shrink_architecture import Shrunk, classifier, export_student, shrink_architecture
+from tersor.training.slicing import slice_decoder
 from tersor.training.storage import export_onnx, load_module, save_module, stored_bytes, to_sparse
 from tersor.training.structured import remove_filters
 from tersor.training.student import build_student, encode, load_student, save_student, train_tokenizer
@@ -38,6 +42,7 @@ from tersor.training.targets import prunable
 from tersor.training.trained_rank import TrainedRankPruning
 
 __all__ = [
+    "COLLABORATIVE_PROMPT",
     "GAUSSIAN_CLIP",
     "LAPP",
     "ROBERTA_SPACE",
@@ -47,7 +52,9 @@ __all__ = [
     "ClassAwareLottery",
     "ClassDependentLoss",
     "Compression",
+    "Compresso",
     "CostModel",
+    "Decoder",
     "Distillation",
     "Distilled",
     "Examples",
@@ -56,23 +63,28 @@ __all__ = [
     "LSQLinear",
     "LotteryTicket",
     "Maestro",
+    "Masks",
     "Method",
     "OrderedLayer",
     "ParameterSharing",
     "PerKernelConv",
+    "Pruned",
     "PublishedCost",
     "QuESTLinear",
     "Quantizer",
     "RobertaCost",
     "RoundedInputs",
+    "Schedule",
     "SearchResult",
     "SearchSpace",
+    "Shape",
     "Shrunk",
     "TrainedRankPruning",
     "accuracy",
     "build_student",
     "classifier",
     "clone_pairs",
+    "compresso",
     "cut_ranks",
     "decision_threshold",
     "defects",
@@ -88,11 +100,14 @@ __all__ = [
     "factorise_conv",
     "fitness",
     "genetic_search",
+    "language_loss",
     "library_functions",
     "load_module",
     "load_student",
     "lsq",
     "magnitude_mask",
+    "magnitude_scores",
+    "masks_of",
     "merge_conv",
     "ordered_layers",
     "predict",
@@ -105,6 +120,7 @@ __all__ = [
     "save_module",
     "save_student",
     "shrink_architecture",
+    "slice_decoder",
     "soft_loss",
     "split_functions",
     "stored_bytes",
