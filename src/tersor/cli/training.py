@@ -67,6 +67,35 @@ def shrink(
     show(f"{made}; written to {output}", as_json, {"output": str(output), **made.to_dict()})
 
 
+@train.command()
+def compresso(
+    model: ModelArgument,
+    output: OutputOption,
+    text: Annotated[str, typer.Option(help="A file or a known name to train on; never report numbers on it.", show_default=False)],
+    keep: Annotated[float, typer.Option(help="Fraction of the parameters that is left.")] = 0.8,
+    cut: Annotated[str, typer.Option(help="What may go: groups (key-value heads and their queries), units, width.")] = "groups,units,width",
+    multiple: Annotated[int, typer.Option(help="Width and units become multiples of it; 32 suits quantised formats.")] = 1,
+    prompt: Annotated[bool, typer.Option("--prompt", help="Train with the collaborative prompt in front; use it with the result.")] = False,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 600,
+    batch: Annotated[int, typer.Option(help="Windows a step.")] = 4,
+    rate: Annotated[float, typer.Option(help="Peak learning rate of the adapters.")] = 2e-3,
+    context: Annotated[int, typer.Option(help="Tokens of a window.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of adapters, gates and the order of the windows.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut heads, units and width out of MODEL while adapters heal it; transformers loads the result. Can be killed and resumed."""
+    from tersor.pipeline.progress import bars
+    from tersor.pipeline.pruning import prune as run
+    from tersor.training import COLLABORATIVE_PROMPT, Compresso, Schedule
+
+    method = Compresso(keep, kinds=tuple(cut.split(",")), multiple=multiple)  # type: ignore[arg-type]
+    schedule = Schedule(steps, batch, rate, seed=seed)
+    front = COLLABORATIVE_PROMPT if prompt else ""
+    with bars() as progress:
+        made = run(model, text, output, method=method, schedule=schedule, context=context, prompt=front, progress=progress)
+    show(f"{made}; written to {output}", as_json, {"output": str(output), **made.to_dict()})
+
+
 def _pattern(text: str) -> tuple[int, int]:
     keep_n, colon, of_m = text.partition(":")
     if not (colon and keep_n.isdigit() and of_m.isdigit()):
