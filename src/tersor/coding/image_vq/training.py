@@ -19,8 +19,10 @@ from tersor.errors import InvalidArgument
 
 _CROP, _BATCH = 64, 8
 # Shares of the steps: the whole codec, then its smaller codebooks; the rest goes to priors and inpainter.
-_BASE, _FINE = 0.6, 0.15
+_BASE, _FINE = 0.55, 0.15
 _RATE = 1e-3
+# Priors and inpainter are small, and see the last stage only.
+_LATE_RATE = 3e-3
 # Crops that the first codebook is drawn from.
 _FIRST = 32
 # Squared errors of pictures in [-1, 1] are a few hundredths.
@@ -64,7 +66,9 @@ class ImageVQJob:
         self.ends = (base, base + fine)
         random = torch.Generator().manual_seed(seed)
         self.network.start_from(self._crops(_FIRST, random), random)
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+        late = [*self.module.priors.parameters(), *self.module.inpainter.parameters()]
+        groups = [{"params": list(self.network.parameters())}, {"params": late, "lr": _LATE_RATE}]
+        self.optimizer = torch.optim.AdamW(groups, lr=_RATE, betas=(0.9, 0.99), weight_decay=0.0)
 
     def rate(self, step: int) -> float:
         """A cosine to nearly zero in every stage."""
