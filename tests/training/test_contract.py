@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,15 @@ def test_a_method_does_something(case: cases.Case) -> None:
     assert expected.keys() != found.keys() or any(
         expected[key].shape != found[key].shape or not torch.equal(expected[key], found[key]) for key in expected
     )
+
+
+@EVERY
+def test_a_copy_of_the_model_computes_the_same(case: cases.Case) -> None:
+    # As averages of weights and evaluations on the side need it, in the middle of a training.
+    compression, optimizer = _start(case, _sgd)
+    _train(compression.model, optimizer, 6, compression)
+    twin, pixels = copy.deepcopy(compression.model).eval(), cases.batch()[0]
+    assert torch.equal(twin(pixels), compression.model.eval()(pixels))
 
 
 @EVERY
