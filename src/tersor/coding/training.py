@@ -40,11 +40,17 @@ class Job(Protocol):
         data: Names the training data: a path or a description, and a hash.
     """
 
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    config: dict[str, Any]
-    steps: int
-    data: str
+    # Properties, so that a job may have more special ones than these.
+    @property
+    def module(self) -> nn.Module: ...
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def data(self) -> str: ...
 
     def rate(self, step: int) -> float:
         """Learning rate of ``step`` as a fraction of the optimizer's."""

@@ -171,15 +171,17 @@ def _mosaics(codec: WallocCodec, pictures: Tensor) -> Iterator[Row]:
 def _classifiers(codecs: dict[int, WallocCodec], train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], epochs: int) -> Iterator[Row]:
     from torch.nn import functional
 
+    def smaller(pictures: Tensor) -> Tensor:
+        return functional.interpolate(pictures, scale_factor=1 / FACTOR, mode="bicubic", antialias=True)
+
     for seed in SEEDS:
+        both = [pictures for pictures, _ in (train, test)]
         views = {
-            "classifier on latents": lambda pictures, seed=seed: _latents(codecs[seed], pictures),
-            "classifier on smaller pictures": lambda pictures: functional.interpolate(
-                pictures, scale_factor=1 / FACTOR, mode="bicubic", antialias=True
-            ),
+            "classifier on latents": [_latents(codecs[seed], pictures) for pictures in both],
+            "classifier on smaller pictures": [smaller(pictures) for pictures in both],
         }
         for name, view in views.items():
-            inputs = [view(pictures).flatten(1) for pictures in (train[0], test[0])]
+            inputs = [values.flatten(1) for values in view]
             accuracy = _accuracy(inputs[0], train[1], inputs[1], test[1], seed, epochs)
             yield {"method": name, "seed": seed, "values": inputs[0].shape[1], "accuracy": accuracy}
 

@@ -67,7 +67,7 @@ class ImageVQJob:
         random = torch.Generator().manual_seed(seed)
         self.network.start_from(self._crops(_FIRST, random), random)
         late = [*self.module.priors.parameters(), *self.module.inpainter.parameters()]
-        groups = [{"params": list(self.network.parameters())}, {"params": late, "lr": _LATE_RATE}]
+        groups: list[dict[str, Any]] = [{"params": list(self.network.parameters())}, {"params": late, "lr": _LATE_RATE}]
         self.optimizer = torch.optim.AdamW(groups, lr=_RATE, betas=(0.9, 0.99), weight_decay=0.0)
 
     def rate(self, step: int) -> float:
