@@ -23,7 +23,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 ROOMS = [
     "weights", "layerwise", "allocation", "coding", "finetuning", "training", "information", "distributed", "limits", "kvcache",
-    "attention", "pictures",
+    "attention", "pictures", "features-and-meshes",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tersor.coding.entropy import EntropyBottleneck
 from tersor.coding.errors import CorruptStream
 from tersor.coding.features import (
     CIFAR10,
@@ -26,6 +27,7 @@ from tersor.coding.features import (
     multiplications,
     normalise,
     split_model,
+    start_blocks,
 )
 from tersor.coding.features.fitting import batches, stage1_loss
 from tersor.coding.features.training import FeatureCodec, FeatureJob, load, read_images, start
@@ -148,7 +150,7 @@ def test_stage_1_leaves_the_tail_alone_and_stage_2_the_bytes(trained):
     before = student.encode(x[:16])
     labels = torch.arange(64) % 10
     first = {key: value.clone() for key, value in student.state_dict().items()}
-    losses = fit_stage2(student, teacher, x, labels, config=FitConfig(steps=5, batch=16, learning_rate=1e-2))
+    losses = fit_stage2(student, teacher, x, labels, config=FitConfig(steps=5, batch=16, learning_rate=1e-5))
     changed = {key.split(".")[0] for key, value in student.state_dict().items() if not torch.equal(value, first[key])}
     assert changed == {"decoder", "tails"}
     assert student.encode(x[:16]) == before
@@ -189,6 +191,49 @@ def test_every_image_is_decoded_alone_and_by_several_tails(trained):
         student.attach_tail("animals", other if "other" in locals() else nn.Sequential())
     with pytest.raises(InvalidArgument, match="no tail 'plants'"):
         student.decode(streams, "plants")
+
+
+def test_all_components_of_blocks_at_a_small_step_are_the_teacher():
+    teacher, x = small_teacher(), normalise(pictures(6))
+    student = EntropicStudent(teacher, 192, transform="blocks").eval()
+    student.start_from(x, 1e-3)
+    with torch.no_grad():
+        assert torch.allclose(student(x), teacher(x), atol=1e-2)
+        basis = student.encoder.weight.flatten(1) * 1e-3
+    assert torch.allclose(basis @ basis.T, torch.eye(192), atol=1e-4)
+
+
+def test_blocks_cost_less_and_lose_more_at_a_larger_step_and_the_price_chooses_it():
+    teacher, x = small_teacher(), normalise(pictures(16))
+    student = EntropicStudent(teacher, 48, transform="blocks").eval()
+    sizes, losses = [], []
+    for step in (0.2, 0.8, 3.2):
+        student.start_from(x, step)
+        student.prior.update()
+        streams = student.encode(x)
+        with torch.no_grad():
+            latent, likelihood = student.latent(x)
+            losses.append(float(stage1_loss(student, teacher, x, 0.0, torch.Generator())))
+        assert torch.equal(student.read(streams), latent)
+        assert sum(map(len, streams)) * 8 == pytest.approx(float(-likelihood.log2().sum()), rel=0.03, abs=8 * 3 * 16)
+        sizes.append(sum(map(len, streams)))
+    assert sizes == sorted(sizes, reverse=True)
+    assert losses == sorted(losses)
+    chosen = [start_blocks(student, teacher, x, beta, (0.2, 0.8, 3.2)) for beta in (1e-4, 1e4)]
+    assert chosen[0] < chosen[1]
+
+
+def test_a_prior_begins_at_the_spreads_that_it_is_given():
+    prior = EntropyBottleneck(3)
+    spreads = torch.tensor([0.5, 4.0, 60.0])
+    prior.start_from(spreads)
+    steps = torch.arange(-2000, 2001).float().expand(3, -1)
+    likelihood = prior.likelihood(steps)
+    assert torch.allclose(likelihood.sum(1), torch.ones(3), atol=1e-4)
+    deviation = (likelihood * steps.square()).sum(1).sqrt()
+    assert torch.allclose(deviation, (spreads.square() + 1 / 12).sqrt(), rtol=0.05)
+    # A distribution that is even about zero is not zero there.
+    assert (likelihood[:, 2000] >= likelihood.max(1).values - 1e-6).all()
 
 
 def test_the_norms_of_the_tail_keep_their_statistics_while_training(trained):
@@ -233,6 +278,9 @@ def test_training_follows_from_its_seed(seed: int):
         (lambda s, t, x: EntropicStudent(t, 0), "channel"),
         (lambda s, t, x: EntropicStudent(t, 4, at="layer2"), "keeps the size"),
         (lambda s, t, x: EntropicStudent(t, 4).encode(x), "update"),
+        (lambda s, t, x: EntropicStudent(t, 4, transform="wavelets"), "transform"),
+        (lambda s, t, x: EntropicStudent(t, 193, transform="blocks").start_from(x, 1.0), "192 components"),
+        (lambda s, t, x: s.start_from(x, 1.0), "only a student"),
     ],
 )
 def test_what_cannot_be_is_refused(trained, call, message: str):
@@ -243,7 +291,7 @@ def test_what_cannot_be_is_refused(trained, call, message: str):
 @pytest.fixture(scope="module")
 def job() -> FeatureJob:
     """A training of a few steps over both stages."""
-    config = {"channels": 4, "beta": 1.0, "depth": 8, "classes": 10}
+    config = {"channels": 4, "beta": 1.0, "transform": "blocks", "depth": 8, "classes": 10}
     job = FeatureJob(small_teacher(), pictures(32), torch.arange(32) % 10, config, 10, 0, "noise")
     run_job(job)
     return job
@@ -303,7 +351,9 @@ def test_damaged_streams_give_a_typed_error_or_classes(codec: FeatureCodec):
         codec.decode({}, ())
 
 
-@pytest.mark.parametrize("change", [{"channels": 10**9}, {"depth": 10**6}, {"classes": "10"}, {"channels": 5}])
+@pytest.mark.parametrize(
+    "change", [{"channels": 10**9}, {"depth": 10**6}, {"transform": "convolutions"}, {"classes": "10"}, {"channels": 5}]
+)
 def test_a_configuration_that_does_not_fit_builds_nothing(job: FeatureJob, change):
     with pytest.raises((ValueError, TypeError, RuntimeError)):
         load({**job.config, **change}, job.module.state_dict(), "")

@@ -20,6 +20,7 @@ from tersor.coding.mesh import (
     MeshJob,
     MeshSettings,
     ShapeEncoder,
+    ShapeModels,
     chamfer,
     draw_shape,
     fit_bridge,
@@ -92,7 +93,9 @@ def test_samples_lie_on_the_surface_with_its_normals_and_uniformly():
     mesh = sphere(32)
     points, normals = sample(mesh, 4000, 0)
     assert (points.norm(dim=1) - 0.7).abs().max() < 5e-3
-    assert torch.nn.functional.cosine_similarity(points, normals).abs().min() > 0.95
+    # Outwards, and as unit vectors.
+    assert torch.nn.functional.cosine_similarity(points, normals).min() > 0.95
+    assert torch.allclose(normals.norm(dim=1), torch.ones(4000), atol=1e-5)
     assert points.mean(0).abs().max() < 0.03
     assert torch.equal(points, sample(mesh, 4000, 0)[0])
     assert not torch.equal(points, sample(mesh, 4000, 1)[0])
@@ -211,6 +214,19 @@ def test_every_seed_gives_its_own_training_and_the_same_each_time():
         job = MeshJob(MeshSettings(shapes=4, pairs=2, code=4), 4, seed)
         losses.append(float(job.loss(0).detach()))
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_whitened_latents_of_known_shapes_are_normal_and_give_the_same_fields():
+    models = ShapeModels(MeshSettings(latent=6))
+    shapes = shape_set(40, 30, points=16, queries=64)
+    with torch.no_grad():
+        raw, _ = models.guide(shapes.coarse).chunk(2, 1)
+        before = models.generator(raw, shapes.queries)
+        values, vectors = torch.linalg.eigh(torch.cov(raw.T).double())
+        white = ((raw - raw.mean(0)) @ vectors.float()) / values.sqrt().float()
+        models.whiten(shapes)
+        assert torch.allclose(models.generator(white, shapes.queries), before, atol=1e-3)
+    assert torch.allclose(torch.cov(white.T), torch.eye(6), atol=1e-3)
 
 
 def test_a_mesh_is_decoded_from_its_bytes_alone(codec: BridgeCodec):

@@ -92,6 +92,20 @@ class EntropyBottleneck(nn.Module):
         self.tables = EscapeTables()
         self.register_buffer("medians", torch.zeros(channels))
 
+    @torch.no_grad()
+    def start_from(self, spreads: Tensor) -> None:
+        """Begin as logistic distributions around zero instead of as wide ones: of latents whose deviations are known.
+
+        Args:
+            spreads: ``[channels]``, standard deviations in steps, all positive.
+        """
+        # A logistic distribution of scale s has a deviation of s * pi / sqrt(3); each of the layers divides by a root of s.
+        scale = (spreads * math.sqrt(3) / math.pi) ** (1 / len(self.matrices))
+        for matrix, bias, factor in zip(self.matrices, self.biases, self.factors, strict=True):
+            matrix.copy_(torch.log(torch.expm1(1 / scale / matrix.shape[1]))[:, None, None].expand_as(matrix))
+            bias.zero_()
+            factor.zero_()
+
     def logits(self, values: Tensor) -> Tensor:
         """Logits of the cumulative distributions at ``values`` ``[channels, n]``."""
         x = values.unsqueeze(1)
@@ -106,7 +120,8 @@ class EntropyBottleneck(nn.Module):
         """Probability of the step around each of ``values`` ``[channels, n]``."""
         below, above = self.logits(values - 0.5), self.logits(values + 0.5)
         # In the tail where both sigmoids are near 0 and not near 1 the difference keeps its digits.
-        sign = -torch.sign(below + above).detach()
+        # At the very middle either sign does, but not zero.
+        sign = torch.where(below + above > 0, -1.0, 1.0).to(below.dtype)
         return (torch.sigmoid(sign * above) - torch.sigmoid(sign * below)).abs()
 
     def forward(self, latent: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from tersor.errors import InvalidArgument
 # Keeps the slope of the square in the parametrisation away from zero.
 _OFFSET = 2.0**-18
 _SMALLEST_BETA = 1e-6
+# Side of the blocks whose principal components a latent may begin as.
+BLOCK = 8
 
 
 class DivisiveNorm(nn.Module):
@@ -74,6 +76,18 @@ class FeatureDecoder(nn.Sequential):
             nn.ConvTranspose2d(2 * target, target, 4, 2, 1), DivisiveNorm(target, inverse=True),
             nn.Conv2d(target, target, 3, 1, 1), nn.ReLU(),
         )  # fmt: skip
+
+
+class BlockDecoder(nn.Sequential):
+    """Latents of blocks ``[n, channels, h / 8, w / 8]`` to a picture, and on through a copy of the stages that the bottleneck replaces.
+
+    Args:
+        channels: Of the latent.
+        head: The teacher's first stages, from pictures to features; it learns with the rest.
+    """
+
+    def __init__(self, channels: int, head: nn.Sequential) -> None:
+        super().__init__(nn.ConvTranspose2d(channels, 3, BLOCK, BLOCK), head)
 
 
 def draw_weights(module: nn.Module, seed: int) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tersor.coding.entropy.factorised import EntropyBottleneck
 from tersor.coding.errors import CorruptStream
-from tersor.coding.features.layers import FeatureDecoder, FeatureEncoder, draw_weights
+from tersor.coding.features.layers import BLOCK, BlockDecoder, FeatureDecoder, FeatureEncoder, draw_weights
 from tersor.coding.features.resnet import split_model
 from tersor.errors import InvalidArgument
 
 MAIN = "main"
+Transform = Literal["convolutions", "blocks"]
 # Images that are decoded at once: what a file can make the decoder hold does not depend on what the file says.
 _AT_ONCE = 64
 _DECODER_SEED = 1 << 16
@@ -36,6 +39,9 @@ class EntropicStudent(nn.Module):
         at: The last stage that the bottleneck replaces.
         image: Height and width of the images.
         width: Of the encoder's hidden layers, see :class:`FeatureEncoder`.
+        transform: ``"convolutions"``: encoder and decoder of the paper, drawn from the seed. ``"blocks"``: one linear map of blocks of
+            8 x 8 pixels, back to a picture on the server and through a copy of the replaced stages; :meth:`start_from` sets it to principal
+            components, which is where short trainings begin best.
         seed: Of the encoder, prior and decoder.
 
     Raises:
@@ -56,21 +62,36 @@ class EntropicStudent(nn.Module):
 
     def __init__(
         self, teacher: nn.Sequential, channels: int = 8, *, at: str = "layer1", image: tuple[int, int] = (32, 32), width: int | None = None,
-        seed: int = 0,
+        transform: Transform = "convolutions", seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         head, tail = split_model(teacher, at)
-        if channels < 1 or min(image) < 2 or any(size % 2 for size in image):
-            raise InvalidArgument(f"a student needs a channel or more and images of even sizes, got {channels} and {image}")
+        self.stride = {"convolutions": 2, "blocks": BLOCK}.get(transform, 0)
+        if not self.stride:
+            raise InvalidArgument(f"transform must be one of {', '.join(get_args(Transform))}, got {transform!r}")
+        if channels < 1 or min(image) < self.stride or any(size % self.stride for size in image):
+            raise InvalidArgument(f"a student needs a channel or more and sides of {self.stride} n pixels, got {channels} and {image}")
         with torch.no_grad():
             features = copy.deepcopy(head).eval()(torch.zeros(1, 3, *image))
         if features.shape[2:] != image:
             found = tuple(features.shape[2:])
-            raise InvalidArgument(f"the features after {at!r} are {found} for images of {image}; cut at a stage that keeps the size")
+            raise InvalidArgument(f"features after {at!r} are {found} for images of {image}; cut at a stage that keeps the size")
         self.image, self.at = image, at
-        self.encoder = FeatureEncoder(channels, width)
+        self.encoder: nn.Module
+        self.decoder: nn.Module
         self.prior = EntropyBottleneck(channels, seed=seed)
-        self.decoder = FeatureDecoder(channels, features.shape[1])
+        if transform == "blocks":
+            self.encoder = nn.Conv2d(3, channels, BLOCK, BLOCK)
+            self.decoder = BlockDecoder(channels, copy.deepcopy(head))
+            draw_weights(self.encoder, seed)
+            draw_weights(self.decoder[0], seed + _DECODER_SEED)
+        else:
+            self._draw(channels, width, features.shape[1], seed)
+        self.tails = nn.ModuleDict({MAIN: copy.deepcopy(tail)})
+        self.requires_grad_(True)
+
+    def _draw(self, channels: int, width: int | None, target: int, seed: int) -> None:
+        self.encoder, self.decoder = FeatureEncoder(channels, width), FeatureDecoder(channels, target)
         draw_weights(self.encoder, seed)
         draw_weights(self.decoder, seed + _DECODER_SEED)
         with torch.no_grad():
@@ -83,13 +104,45 @@ class EntropicStudent(nn.Module):
             first.weight.div_(_SPREAD)
             last.weight.mul_(_FAINT)
             last.bias.fill_(_LEVEL)
-        self.tails = nn.ModuleDict({MAIN: copy.deepcopy(tail)})
-        self.requires_grad_(True)
+
+    @torch.no_grad()
+    def start_from(self, x: Tensor, step: float) -> None:
+        """Set a student of ``"blocks"`` to the principal components of the blocks of images, and its prior to their spreads.
+
+        Args:
+            x: Images ``[n, 3, h, w]``.
+            step: Of the quantiser, in the unit of the images.
+
+        Raises:
+            InvalidArgument: If the transform is another, the step is not positive, or there are more channels than pixels in a block.
+        """
+        code, channels = self.encoder, self.prior.channels
+        if not isinstance(code, nn.Conv2d) or not isinstance(self.decoder, BlockDecoder):
+            raise InvalidArgument("only a student of transform 'blocks' starts from principal components")
+        most = code.weight[0].numel()
+        if not step > 0 or channels > most:
+            raise InvalidArgument(f"a step must be positive and blocks have {most} components, got {step} and {channels}")
+        back = self.decoder[0]
+        assert isinstance(back, nn.ConvTranspose2d)
+        assert back.bias is not None
+        assert code.bias is not None
+        level = x.mean((0, 2, 3))
+        blocks = functional.unfold(x - level[:, None, None], BLOCK, stride=BLOCK).transpose(1, 2).flatten(0, 1).double()
+        values, vectors = torch.linalg.eigh(blocks.T @ blocks / len(blocks))
+        components = vectors.flip(1)[:, :channels].T.float().reshape(channels, 3, BLOCK, BLOCK)
+        code.weight.copy_(components / step)
+        code.bias.copy_(-(components * level[:, None, None]).sum((1, 2, 3)) / step)
+        back.weight.copy_(components * step)
+        back.bias.copy_(level)
+        spreads = values.flip(0)[:channels].clamp(min=0).sqrt().float() / step
+        # The rounded latent is spread by a twelfth more, and no distribution is narrower than that.
+        self.prior.start_from((spreads.square() + 1 / 12).sqrt())
 
     def train(self, mode: bool = True) -> EntropicStudent:
-        """As of every module, but the tails stay in evaluation mode: their normalisation goes on with the teacher's statistics."""
+        """As of every module, but what is copied stays in evaluation mode: its normalisation goes on with the teacher's statistics."""
         super().train(mode)
         self.tails.eval()
+        self.decoder.eval()
         return self
 
     def tail(self, name: str = MAIN) -> nn.Sequential:
@@ -143,12 +196,12 @@ class EntropicStudent(nn.Module):
 
     @torch.no_grad()
     def read(self, streams: Sequence[bytes]) -> Tensor:
-        """The rounded latents ``[n, channels, h / 2, w / 2]`` of ``streams``: integers plus the medians, the same on every machine.
+        """The rounded latents ``[n, channels, h / stride, w / stride]`` of ``streams``, the same on every machine.
 
         Raises:
             CorruptStream: If one is damaged in a way that shows; the container's checksum tells of the others.
         """
-        shape = (1, self.prior.channels, self.image[0] // 2, self.image[1] // 2)
+        shape = (1, self.prior.channels, self.image[0] // self.stride, self.image[1] // self.stride)
         latents = [self.prior.decompress(stream, shape, "reference") for stream in streams]
         return torch.cat(latents) if latents else torch.zeros(0, *shape[1:])
 

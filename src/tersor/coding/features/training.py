@@ -6,26 +6,26 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tersor.coding.errors import CorruptStream
-from tersor.coding.features.fitting import FitConfig, batches, rate, stage1_loss, stage2_loss
+from tersor.coding.features.fitting import FitConfig, batches, rate, stage1_loss, stage2_loss, start_blocks
 from tersor.coding.features.resnet import CIFAR10, cifar_resnet, load_teacher, normalise
-from tersor.coding.features.student import EntropicStudent
+from tersor.coding.features.student import EntropicStudent, Transform
 from tersor.coding.training import with_options
 from tersor.errors import InvalidArgument
 
 NAME = "features"
 TEACHER, IMAGES = "resnet20-12fca82f.th", "cifar10_lossless_part.npz"
 # Of the steps, the part that learns to resemble the teacher.
-_FIRST = 0.8
-_RATE, _SECOND_RATE = 3e-3, 0.1
+_FIRST = 0.6
+_RATE, _SECOND_RATE = 1e-3, 0.3
 _BATCH = 32
 # Bounds of a saved configuration; nothing larger is built from a file.
 _MOST_CHANNELS, _DEEPEST, _MOST_CLASSES = 256, 110, 1000
@@ -37,18 +37,22 @@ class FeatureSettings:
 
     Attributes:
         channels: Of the latent.
-        beta: Price of a bit; the default is of the middle of the curve, about a hundred bytes an image.
+        beta: Price of a bit; the default is of the middle of the curve, somewhat over a hundred bytes an image.
+        transform: Of :class:`EntropicStudent`; ``"convolutions"`` takes some 8 channels, and many more steps.
 
     Raises:
         InvalidArgument: If one is out of range.
     """
 
-    channels: int = 8
-    beta: float = 8.0
+    channels: int = 64
+    beta: float = 12.0
+    transform: str = "blocks"
 
     def __post_init__(self) -> None:
         if not 1 <= self.channels <= _MOST_CHANNELS or not 0 < self.beta < float("inf"):
             raise InvalidArgument(f"channels must be 1 to {_MOST_CHANNELS} and beta positive, got {self.channels} and {self.beta}")
+        if self.transform not in get_args(Transform):
+            raise InvalidArgument(f"transform must be one of {', '.join(get_args(Transform))}, got {self.transform!r}")
 
 
 class FeatureJob:
@@ -58,7 +62,7 @@ class FeatureJob:
         teacher: A trained network, frozen.
         images: uint8 ``[n, 3, 32, 32]``.
         labels: ``[n]``.
-        config: ``channels``, ``beta``, ``depth`` and ``classes``.
+        config: ``channels``, ``beta``, ``transform``, ``depth`` and ``classes``.
         steps: In all.
         seed: Of weights and batches.
         data: Names the data.
@@ -72,7 +76,9 @@ class FeatureJob:
         self.config, self.steps, self.data = config, steps, data
         self.first = max(round(_FIRST * steps), 1)
         self.fit = FitConfig(steps=steps, batch=_BATCH, seed=seed)
-        self.module = EntropicStudent(teacher, config["channels"], seed=seed)
+        self.module = EntropicStudent(teacher, config["channels"], transform=config["transform"], seed=seed)
+        if config["transform"] == "blocks":
+            start_blocks(self.module, teacher, self.x, config["beta"])
         self.optimizer = torch.optim.Adam(self.module.parameters(), _RATE)
 
     def rate(self, step: int) -> float:
@@ -130,7 +136,7 @@ def start(data: Path | None, steps: int, seed: int, options: Mapping[str, str]) 
     layers, linear = teacher.layer1, teacher.linear
     assert isinstance(layers, nn.Sequential)
     assert isinstance(linear, nn.Linear)
-    config = {"channels": chosen.channels, "beta": chosen.beta, "depth": 6 * len(layers) + 2, "classes": linear.out_features}
+    config = {**asdict(chosen), "depth": 6 * len(layers) + 2, "classes": linear.out_features}
     if int(labels.max()) >= linear.out_features or int(labels.min()) < 0:
         raise InvalidArgument(f"the labels of {images_path} go to {int(labels.max())}, the teacher knows {linear.out_features} classes")
     return FeatureJob(teacher, images, labels, config, steps, seed, f"{images_path.name} and {teacher_path.name} {digest[:16]}")
@@ -200,7 +206,7 @@ def load(config: dict[str, Any], tensors: dict[str, Tensor], fingerprint: str) -
     bounds = {"channels": _MOST_CHANNELS, "depth": _DEEPEST, "classes": _MOST_CLASSES}
     if not all(type(config[key]) is int and 0 < config[key] <= most for key, most in bounds.items()):
         raise ValueError(f"sizes out of bounds: {config}")
-    student = EntropicStudent(cifar_resnet(config["depth"], config["classes"]), config["channels"])
+    student = EntropicStudent(cifar_resnet(config["depth"], config["classes"]), config["channels"], transform=config["transform"])
     student.load_state_dict(tensors)
     tables = student.prior.tables.as_tables()
     if len(tables) != config["channels"]:

@@ -22,8 +22,8 @@ _SECOND_HALF = 1_000_000
 _BATCH, _POINTS, _QUERIES, _SIDE = 16, 512, 256, 8
 # Distances beyond this are learned as this: what is far from the surface does not move it.
 _CLAMP = 0.2
-_PRIOR_WEIGHT = 1e-4
-_RATE = 2e-3
+_PRIOR_WEIGHT = 5e-5
+_RATE = 3e-3
 _FIRST = 0.6
 _PAIR_RESOLUTION = 20
 # Bounds of a saved configuration; nothing larger is built from a file.
@@ -47,10 +47,10 @@ class MeshSettings:
         InvalidArgument: If one is out of range.
     """
 
-    code: int = 32
+    code: int = 24
     bits: int = 8
     width: int = 256
-    latent: int = 64
+    latent: int = 24
     kind: str = "wide"
     shapes: int = 384
     pairs: int = 600
@@ -80,6 +80,15 @@ class ShapeModels(nn.Module):
         self.quantiser = CodeQuantiser(settings.code, settings.bits)
         draw_linear(self, seed)
 
+    @torch.no_grad()
+    def whiten(self, shapes: ShapeSet) -> None:
+        """Turn and scale the generator's latents so that those of ``shapes`` are standard normal, whatever the training made of them."""
+        latents, _ = self.guide(shapes.coarse).chunk(2, 1)
+        values, vectors = torch.linalg.eigh(torch.cov(latents.T).double())
+        root = (vectors * values.clamp(min=0).sqrt()).float()
+        self.generator.place.bias.add_(self.generator.code.weight @ latents.mean(0))
+        self.generator.code.weight.copy_(self.generator.code.weight @ root)
+
     def codec(self, identity: str | None = None) -> BridgeCodec:
         """The codec of these networks, which it shares."""
         return BridgeCodec(PointEncoder(self.encoder), self.bridge, FieldGenerator(self.generator), self.quantiser, identity)
@@ -104,7 +113,7 @@ def encoder_loss(models: ShapeModels, shapes: ShapeSet, random: torch.Generator)
 
 
 def generator_loss(models: ShapeModels, shapes: ShapeSet, random: torch.Generator) -> Tensor:
-    """The generator as the decoder of a variational auto-encoder, so that normal latents are of shapes like those it was trained on."""
+    """The generator as the decoder of a variational auto-encoder, so that latents between those of known shapes are of shapes too."""
     chosen = torch.randint(len(shapes.points), (_BATCH,), generator=random)
     mean, spread = models.guide(shapes.coarse[chosen]).chunk(2, 1)
     latent = mean + torch.exp(spread / 2) * torch.randn(mean.shape, generator=random)
@@ -220,16 +229,22 @@ class MeshJob:
             part.requires_grad_(learns)
         models.bridge.requires_grad_(not first)
         if first:
-            if self._sets is None:
-                count = self.settings.shapes
-                self._sets = shape_set(0, count, side=_SIDE), shape_set(_SECOND_HALF, count, side=_SIDE)
-            return encoder_loss(models, self._sets[0], random) + generator_loss(models, self._sets[1], random)
-        inputs, outputs = self.made_pairs()
+            ours, theirs = self.made_shapes()
+            return encoder_loss(models, ours, random) + generator_loss(models, theirs, random)
         if step == self.first:
-            models.bridge.standardise(inputs, outputs)
+            models.whiten(self.made_shapes()[1])
+            models.bridge.standardise(*self.made_pairs())
+        inputs, outputs = self.made_pairs()
         chosen = torch.randint(len(inputs), (4 * _BATCH,), generator=random)
         error, spread = models.bridge.loss(inputs[chosen], outputs[chosen])
         return error + spread
+
+    def made_shapes(self) -> tuple[ShapeSet, ShapeSet]:
+        """Shapes of the encoder, and of the generator: no shape is in both."""
+        if self._sets is None:
+            count = self.settings.shapes
+            self._sets = shape_set(0, count, side=_SIDE), shape_set(_SECOND_HALF, count, side=_SIDE)
+        return self._sets
 
     def made_pairs(self) -> tuple[Tensor, Tensor]:
         """The pairs, which follow from the networks and the seed alone."""
@@ -240,9 +255,10 @@ class MeshJob:
 
     def finish(self) -> None:
         """Fit the quantiser to the codes of the pairs, and throw the helpers of the training away."""
-        inputs, outputs = self.made_pairs()
         if self.first == self.steps:
-            self.module.bridge.standardise(inputs, outputs)
+            self.module.whiten(self.made_shapes()[1])
+            self.module.bridge.standardise(*self.made_pairs())
+        inputs, _ = self.made_pairs()
         with torch.no_grad():
             self.module.quantiser.fit(self.module.bridge.code(inputs))
         self.module.task, self.module.guide = nn.Identity(), nn.Identity()
