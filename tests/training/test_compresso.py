@@ -411,3 +411,41 @@ def test_tokens_and_masks_that_do_not_fit_are_refused():
             slice_decoder(decoder(), bad)
         with pytest.raises(InvalidArgument, match=message):
             compresso(decoder(), tokens(0), Compresso(masks=bad))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainer_of_transformers_does_what_a_plain_loop_does(tmp_path: Path):
+    from transformers import Trainer, TrainingArguments
+
+    data, steps = tokens(0, 24), 12
+
+    def method() -> Compresso:
+        return Compresso(keep=0.7, rank=2, begin=2, end=6, fix=9)
+
+    plain = decoder()
+    compression = Compression(plain, [method()], total_steps=steps)
+    trained = [parameter for parameter in plain.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.05)
+    compression.attach(optimizer)
+    plain.train()
+    for step in range(steps):
+        batch = data[2 * step : 2 * step + 2]
+        optimizer.zero_grad()
+        plain(input_ids=batch, labels=batch, use_cache=False).loss.backward()
+        optimizer.step()
+
+    other = decoder()
+    theirs = Compression(other, [method()])
+    optimizer = torch.optim.SGD([parameter for parameter in other.parameters() if parameter.requires_grad], lr=0.05)
+    theirs.attach(optimizer)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=steps, per_device_train_batch_size=2, max_grad_norm=0.0, use_cpu=True, save_strategy="no",
+        report_to=[], disable_tqdm=True, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    # The trainer divides by all labels, the first of which nothing predicts.
+    rows = [{"input_ids": row, "labels": torch.cat([torch.tensor([-100]), row[1:]])} for row in data]
+    level = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    Trainer(other, arguments, train_dataset=rows, optimizers=(optimizer, level), callbacks=[theirs.trainer_callback()]).train()
+    assert theirs.step == compression.step == steps
+    pairs = zip(theirs.finalize().parameters(), compression.finalize().parameters(), strict=True)
+    assert all(one.shape == two.shape and torch.allclose(one, two, atol=1e-5) for one, two in pairs)

@@ -99,7 +99,9 @@ class Compresso(Method):
             check_masks(self.decoder, self.masks)
         else:
             self.gates.check_reachable(self.keep)
-            if compression.resolve(self.fix) <= compression.resolve(self.begin):
+            # The trainer of transformers tells the length later.
+            known = compression.total_steps is not None or (isinstance(self.fix, int) and isinstance(self.begin, int))
+            if known and compression.resolve(self.fix) <= compression.resolve(self.begin):
                 raise InvalidArgument("no step is left between begin and fix to learn gates in; train longer or give them as steps")
         self._flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         model.requires_grad_(False)
@@ -177,6 +179,9 @@ class Compresso(Method):
 
     def after_step(self, step: int) -> None:
         """See :class:`Method`."""
+        for logit in self.gates.logits.values():
+            # Trainers clear the gradients of the model, of which the gates are no part.
+            logit.grad = None
         if not self.learning:
             return
         self.gates.project(self.keep_at(step))
