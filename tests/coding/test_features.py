@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,8 @@ def test_batches_follow_from_seed_and_step():
     x, labels = normalise(pictures(20)), torch.arange(20)
     config = FitConfig(batch=6, seed=3)
     first, again, later = (batches(x, labels, config, step) for step in (7, 7, 8))
+    other, _, _ = batches(x, labels, replace(config, seed=4), 7)
+    assert not torch.equal(first[0], other)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], later[0])

@@ -16,6 +16,8 @@ from tersor.errors import InvalidArgument
 # Stages whose outputs are compared besides the decoder's; those that the tail lacks are left out.
 STAGES = ("layer2", "layer3", "layer4")
 _SHIFT = 4
+# Between the generators of two seeds. They take 32 bits: a seed in the bits above would change nothing.
+_SEED_STRIDE = 1_000_003
 # Of the first quantiser of blocks, in deviations of the pixels.
 STEPS = (0.2, 0.4, 0.8, 1.6, 3.2)
 
@@ -51,7 +53,7 @@ def batches(x: Tensor, labels: Tensor | None, config: FitConfig, step: int) -> t
 
     Everything follows from the seed and the step, so that a training can go on anywhere.
     """
-    random = torch.Generator().manual_seed((config.seed << 32) + step)
+    random = torch.Generator().manual_seed(config.seed * _SEED_STRIDE + step)
     chosen = torch.randint(len(x), (config.batch,), generator=random)
     images = functional.pad(x[chosen], (_SHIFT,) * 4)
     down, across = torch.randint(2 * _SHIFT + 1, (2, config.batch), generator=random).tolist()

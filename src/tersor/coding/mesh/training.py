@@ -25,6 +25,8 @@ _CLAMP = 0.2
 _PRIOR_WEIGHT = 5e-5
 _RATE = 3e-3
 _FIRST = 0.6
+# Between the generators of two seeds. They take 32 bits: a seed in the bits above would change nothing.
+_SEED_STRIDE = 1_000_003
 _PAIR_RESOLUTION = 20
 # Bounds of a saved configuration; nothing larger is built from a file.
 _LARGEST = 4096
@@ -186,7 +188,7 @@ def fit_bridge(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)
-        chosen = torch.randint(len(inputs), (batch,), generator=torch.Generator().manual_seed((seed << 32) + step))
+        chosen = torch.randint(len(inputs), (batch,), generator=torch.Generator().manual_seed(seed * _SEED_STRIDE + step))
         error, spread = bridge.loss(inputs[chosen], outputs[chosen], apart)
         optimizer.zero_grad(set_to_none=True)
         (error + spread).backward()
@@ -223,7 +225,7 @@ class MeshJob:
 
     def loss(self, step: int) -> Tensor:
         """Loss of both networks, then of the bridge."""
-        random = torch.Generator().manual_seed((self.seed << 32) + step)
+        random = torch.Generator().manual_seed(self.seed * _SEED_STRIDE + step)
         models, first = self.module, step < self.first
         for part, learns in ((models.encoder, first), (models.task, first), (models.generator, first), (models.guide, first)):
             part.requires_grad_(learns)
