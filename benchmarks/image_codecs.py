@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import statistics
 import sys
@@ -104,6 +105,8 @@ def trained(folder: Path, session: common.Session, steps: int | None, cifar: boo
             train_codec(kind, place, data=source, steps=steps, options=options)
         codec: Any = load_codec(place)
         size = (place / "codec.safetensors").stat().st_size
+        done = json.loads((place / "codec.json").read_text(encoding="utf-8"))["training"]["steps"]
+        session.notes.append(f"{name} was trained for {done:,} steps.")
         if kind == "image_vq":
             for codes in codec.config.sizes:
                 yield by_tersor(f"tersor {name}", f"{codes} codewords", codec.with_codes(codes), size)
