@@ -26,9 +26,8 @@ _DEFAULT_KEEP = 0.5
 class APrioriConv(Method):
     """Put 1-way filters in the place of two- and three-dimensional convolutions before training, and train those.
 
-    Use it when the size is known before training and training itself has to be small too, in memory and in products. Where a narrower
-    network would do, try that first: at equal parameters it is often as good. :class:`TrainedRankPruning` and :class:`Maestro` find ranks
-    while they train. What is left in the model are plain convolutions, which other methods can go on pruning.
+    Use it when the size is known before training and training itself has to be small too, in memory and in products, and compare
+    with a narrower network of as many parameters. :class:`TrainedRankPruning` and :class:`Maestro` find ranks while they train. What is left in the model are plain convolutions, which other methods can go on pruning.
 
     Attributes:
         form: ``"sequential"``, ``"cp"`` or ``"per_kernel"``, see :func:`factorise_conv`.
