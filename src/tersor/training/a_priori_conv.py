@@ -27,7 +27,8 @@ class APrioriConv(Method):
     """Put 1-way filters in the place of two- and three-dimensional convolutions before training, and train those.
 
     Use it when the size is known before training and training itself has to be small too, in memory and in products, and compare
-    with a narrower network of as many parameters. :class:`TrainedRankPruning` and :class:`Maestro` find ranks while they train. What is left in the model are plain convolutions, which other methods can go on pruning.
+    with a narrower network of as many parameters. :class:`TrainedRankPruning` and :class:`Maestro` find ranks while they train. What is
+    left in the model are plain convolutions, which other methods can go on pruning.
 
     Attributes:
         form: ``"sequential"``, ``"cp"`` or ``"per_kernel"``, see :func:`factorise_conv`.
