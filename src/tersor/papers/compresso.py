@@ -1,0 +1,171 @@
+"""Compresso: which heads, units and width a small language model can spare, learned or chosen by magnitude or by chance."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tersor.models import Model
+from tersor.papers.frame import Paper, Result, Row, measured
+from tersor.training import (
+    Compresso,
+    Decoder,
+    Masks,
+    Pruned,
+    Schedule,
+    Shape,
+    compresso,
+    language_loss,
+    magnitude_scores,
+    masks_of,
+)
+
+PAPER = Paper(
+    key="compresso",
+    claim="At equal numbers of parameters and of healing steps, a model whose heads, units and width were chosen by learned gates has a "
+    "lower held-out perplexity than one cut by magnitude or at random and healed by the same adapters; the steps of the gates come on top.",
+    where="tersor.training.compresso, tersor.training.Compresso, tersor.training.slice_decoder",
+)
+
+SEEDS = (0, 1, 2)
+OURS, MAGNITUDE, RANDOM = "compresso", "magnitude, the same shape", "random, the same shape"
+LONGER = "magnitude, as many steps in all"
+RIVALS = (MAGNITUDE, RANDOM)
+RATES = (2e-3, 8e-3)
+CONTEXT, BATCH = 64, 8
+# Shares of the steps of a training with gates; the second half heals.
+BEGIN, END, FIX = 0.05, 0.35, 0.5
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Sizes that are tried, steps of healing (and as many for the gates), steps that choose a rate, and windows of a measurement."""
+
+    keeps: tuple[float, ...]
+    steps: int
+    pilot: int
+    windows: int
+
+
+FULL = Effort((0.7,), 80, 20, 64)
+QUICK = Effort((0.7,), 30, 10, 32)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Windows to train on, to choose the rate and the best step by, and to report."""
+
+    train: Tensor
+    chosen_by: Tensor
+    test: Tensor
+
+
+def run(quick: bool) -> Result:
+    """Prune a model of children's stories to several sizes by every method, on stories, and measure it on others."""
+    from tersor.models import load
+
+    effort = QUICK if quick else FULL
+    model = load("stories260k")
+    texts = _texts(model, effort)
+    rate = _rate(model, texts, effort)
+    dense = _perplexity(model.module, texts.test)
+    rows: list[Row] = [{"method": "original", "parameters": model.n_parameters, "perplexity": dense}]
+    for keep in effort.keeps:
+        for seed in SEEDS:
+            rows += measured(_compare(model, texts, effort.steps, rate, keep, seed))
+
+    def loss(method: str, keep: float) -> float:
+        return fmean(math.log(row["perplexity"]) for row in rows if row["method"] == method and row.get("keep") == keep)
+
+    gaps = {keep: min(loss(rival, keep) for rival in RIVALS) - loss(OURS, keep) for keep in effort.keeps}
+    longer = {keep: loss(LONGER, keep) - loss(OURS, keep) for keep in effort.keeps}
+    worst = max(abs(row["cut_minus_masked"]) for row in rows if "seed" in row)
+    notes = [
+        *(f"keep {keep:g}: {gap:.4f} nats a token below the best baseline of equal healing, mean over seeds" for keep, gap in gaps.items()),
+        *(f"keep {keep:g}: {gap:.4f} below magnitude if that also heals in the steps that the gates took" for keep, gap in longer.items()),
+        f"the cut changed the loss of the masked model by at most {worst:.2g} nats a token",
+        f"the rate of all adapters, {rate:g}, was chosen on validation windows for the cut by magnitude; no collaborative prompt was used",
+    ]
+    margin = min(gaps.values())
+    baseline = f"{', '.join(RIVALS)}; each with the same adapters and healing steps"
+    return Result(rows, baseline, margin, SEEDS, margin > 0, ("stories260k", "tinystories"), notes)
+
+
+def _texts(model: Model, effort: Effort) -> Texts:
+    from tersor import data
+
+    windows = data.windows(model.encode(data.text("tinystories")), CONTEXT)
+    first, second = len(windows) * 8 // 10, len(windows) * 9 // 10
+    return Texts(windows[:first], windows[first:second][: effort.windows], windows[second:][: effort.windows])
+
+
+@torch.no_grad()
+def _perplexity(module: Any, windows: Tensor) -> float:
+    return math.exp(torch.stack([language_loss(module, part) for part in windows.split(32)]).mean().item())
+
+
+def _rate(model: Model, texts: Texts, effort: Effort) -> float:
+    """The rate of the adapters that heals a cut by magnitude best in a short training with a seed of its own."""
+    masks = _cut(model, MAGNITUDE, _even(model, effort.keeps[0]), len(SEEDS))
+    losses = {rate: _trained(model, texts, Compresso(masks=masks), effort.pilot, rate, len(SEEDS)).held_out[-1][1] for rate in RATES}
+    return min(RATES, key=lambda rate: losses[rate])
+
+
+def _trained(model: Model, texts: Texts, method: Compresso, steps: int, rate: float, seed: int) -> Pruned:
+    schedule = Schedule(steps=steps, batch=BATCH, learning_rate=rate, check_every=max(steps // 4, 1), seed=seed)
+    return compresso(model.module, texts.train, method, schedule, held_out=texts.chosen_by)
+
+
+def _even(model: Model, keep: float) -> Shape:
+    """All heads, the whole width, and as many units in every layer as ``keep`` of the parameters allow."""
+    decoder = Decoder(model.module)
+    full, layers = decoder.shape, len(decoder.layers)
+    units = next(
+        count for count in range(full.units[0], 0, -1)
+        if decoder.count_of(Shape(full.groups, (count,) * layers, full.width)) <= keep * decoder.parameters
+    )  # fmt: skip
+    return Shape(full.groups, (units,) * layers, full.width)
+
+
+def _cut(model: Model, method: str, shape: Shape, seed: int) -> Masks:
+    """Masks of ``shape`` by magnitude, or at random."""
+    scores = magnitude_scores(Decoder(model.module))
+    if method == RANDOM:
+        generator = torch.Generator().manual_seed(seed)
+        scores = {kind: torch.rand(score.shape, generator=generator) for kind, score in scores.items()}
+    return masks_of(shape, **scores)
+
+
+def _compare(model: Model, texts: Texts, steps: int, rate: float, keep: float, seed: int) -> Iterator[Row]:
+    def given(name: str, shape: Shape, healing: int) -> Row:
+        began = time.process_time()
+        pruned = _trained(model, texts, Compresso(masks=_cut(model, name, shape, seed)), healing, rate, seed)
+        return _row(name, keep, seed, pruned, texts, time.process_time() - began)
+
+    began = time.process_time()
+    pruned = _trained(model, texts, Compresso(keep, begin=BEGIN, end=END, fix=FIX), 2 * steps, rate, seed)
+    shape = pruned.masks.shape
+    # Before the gates were settled, which meets the size whatever the multiplier reached.
+    expected = pruned.expected_keep[round(2 * steps * FIX) - 2]
+    yield _row(OURS, keep, seed, pruned, texts, time.process_time() - began) | {"expected_keep": expected}
+    yield given(MAGNITUDE, shape, steps)
+    yield given(RANDOM, shape, steps)
+    yield given(LONGER, shape, 2 * steps)
+
+
+def _row(name: str, keep: float, seed: int, pruned: Pruned, texts: Texts, seconds: float) -> Row:
+    shape = pruned.masks.shape
+    assert pruned.masked_loss is not None
+    assert pruned.sliced_loss is not None
+    return {
+        "method": name, "keep": keep, "seed": seed, "parameters": pruned.parameters, "heads": shape.groups[0], "units": shape.units[0],
+        "width": shape.width, "perplexity": _perplexity(pruned.model, texts.test), "expected_keep": None,
+        "cut_minus_masked": pruned.sliced_loss - pruned.masked_loss, "cpu_seconds": seconds,
+    }  # fmt: skip
