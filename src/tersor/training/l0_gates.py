@@ -22,8 +22,6 @@ LOGIT_BOUND = math.log(100)
 STIFFNESS, ASCENT = 50.0, 2.0
 # Noise stays this far from 0 and 1, whose logits are infinite.
 _NOISE_MARGIN = 1e-6
-# A part that is kept is not multiplied by less: what is nearly nothing cannot be divided out of a tied head.
-_SMALLEST = 0.05
 
 
 def sample_gate(logit: Tensor, uniform: Tensor) -> Tensor:
@@ -135,7 +133,7 @@ class Gates:
 
     @torch.no_grad()
     def settle(self, keep: float, multiple: int) -> Masks:
-        """The parts that stay, and what each is multiplied by.
+        """The parts that stay: masks of ones.
 
         All logits are shifted by one number so that the expected size is exactly the target; then numbers of heads and of the width are
         rounded, and the units fill what is left of the target.
@@ -153,9 +151,8 @@ class Gates:
         counts = {kind: expected_share(logit).sum(-1) for kind, logit in shifted.items()}
         scores = {kind: shifted.get(kind, torch.zeros(size)) for kind, size in self.sizes.items()}
         shape = fit_shape(self.decoder, keep, counts, self.logits.get("units"), self.per_layer, multiple)
-        chosen = masks_of(shape, **scores)
-        soft = {kind: settled_gate(logit).clamp(min=_SMALLEST) for kind, logit in shifted.items()}
-        return Masks(**{kind: getattr(chosen, kind) * soft.get(kind, torch.tensor(1.0)) for kind in self.sizes})
+        # Ones, not the gates' own values as published: those of undecided gates only weaken what is kept.
+        return masks_of(shape, **scores)
 
     def check_reachable(self, keep: float) -> None:
         """Refuse a target below what is left when all that may be cut is.
