@@ -105,7 +105,7 @@ def _digits() -> Task:
 
 
 def _photographs() -> Task:
-    return Task(vision.cifar(4000, 1000, 4000), vision.Plan(epochs=3), 12)
+    return Task(vision.cifar(5000, 1000, 5000), vision.Plan(epochs=4), 16)
 
 
 def _linear(seed: int) -> Iterator[Row]:
