@@ -116,7 +116,7 @@ def run(quick: bool) -> Result:
         effort = Effort(vision.digits(), (24,) * 5, vision.Plan(epochs=8, batch=100, flip=False), (0.25,))
     else:
         images = vision.cifar(n_train=2000, n_validation=1000)
-        effort = Effort(images, (8, 24, 24, 48, 48), vision.Plan(epochs=10, rate=0.05, batch=64), (0.5, 0.2))
+        effort = Effort(images, (8, 24, 24, 48, 48), vision.Plan(epochs=10, rate=0.05, batch=64), (0.2,))
     rows = list(measured(_rows(effort)))
     margin, notes = _judge(rows, effort)
     data = [effort.images.name]
