@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -99,9 +100,8 @@ class Gates:
         """The gates of one layer, or of the width; ``None`` where none are learned."""
         if kind not in self.logits:
             return None
-        logit, noise = self.logits[kind], self.noise[kind]
-        if layer is not None:
-            logit, noise = logit[layer], noise[layer]
+        whole: Tensor = self.logits[kind]
+        logit, noise = (whole, self.noise[kind]) if layer is None else (whole[layer], self.noise[kind][layer])
         return sample_gate(logit, noise) if noisy else settled_gate(logit)
 
     def expected_keep(self, shift: float = 0.0) -> Tensor:
@@ -128,7 +128,7 @@ class Gates:
             logit.clamp_(-LOGIT_BOUND, LOGIT_BOUND)
             if not self.per_layer and kind != "width":
                 wanted = expected_share(logit).sum(1).mean()
-                shifts = _bisect(lambda shift, logit=logit: _shifted_share(logit, shift), wanted, logit.shape[0])
+                shifts = _bisect(partial(_shifted_share, logit), wanted, logit.shape[0])
                 logit.add_(shifts[:, None]).clamp_(-LOGIT_BOUND, LOGIT_BOUND)
 
     @torch.no_grad()
