@@ -14,8 +14,8 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 COMMANDS = (
-    "peers", "quantizers", "llamacpp", "speed", "fitness", "memory", "representations", "text_codecs", "image_codecs",
-    "kvcache", "training",
+    "peers", "quantizers", "llamacpp", "speed", "fitness", "memory", "representations", "text_codecs", "image_codecs", "kvcache",
+    "training",
 )  # fmt: skip
 
 

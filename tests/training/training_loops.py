@@ -49,7 +49,8 @@ def transformers_trainer(compression: Compression, optimizer_of: OptimizerOf, st
         output_dir=str(folder / "trainer"), max_steps=steps, per_device_train_batch_size=16, gradient_accumulation_steps=2, report_to=[],
         save_strategy="no", max_grad_norm=0.0, disable_tqdm=True, use_cpu=True, logging_strategy="no", train_sampling_strategy="sequential",
     )  # fmt: skip
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    # As transformers builds its schedules.
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     Trainer(
         model, arguments, train_dataset=_Halves(), optimizers=(optimizer, scheduler), callbacks=[compression.trainer_callback()]
     ).train()

@@ -34,7 +34,8 @@ PAPER = Paper(
     where="tersor.training.compresso, tersor.training.Compresso, tersor.training.slice_decoder",
 )
 
-SEEDS = (0, 1, 2)
+# Seeds 0 to 2 were looked at while the method was made.
+SEEDS = (10, 11, 12)
 OURS, MAGNITUDE, RANDOM = "compresso", "magnitude, the same shape", "random, the same shape"
 LONGER = "magnitude, as many steps in all"
 RIVALS = (MAGNITUDE, RANDOM)

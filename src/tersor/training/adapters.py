@@ -17,17 +17,30 @@ def trainer_callback(compression: Compression) -> Any:
     class CompressionCallback(TrainerCallback):
         """Binds the optimizer when training begins, and tells when epochs end."""
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        def on_train_begin(
+            self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **_: Any
+        ) -> None:
             if compression.total_steps is None:
                 compression.total_steps = int(state.max_steps)
             if compression._optimizer is None:
-                compression.attach(optimizer)
+                inner = getattr(optimizer, "optimizer", optimizer)
+                known = len(inner.param_groups)
+                compression.attach(inner)
+                _schedule(getattr(lr_scheduler, "scheduler", lr_scheduler), inner.param_groups[known:])
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             logged = state.log_history[-1] if state.log_history else {}
             compression.epoch_end({key: float(value) for key, value in logged.items() if isinstance(value, (int, float))})
 
     return CompressionCallback()
+
+
+def _schedule(scheduler: Any, groups: list[dict[str, Any]]) -> None:
+    """Let ``scheduler``, which was built before the methods' own ``groups`` joined the optimizer, lead them like the first."""
+    for group in groups if scheduler is not None else ():
+        scheduler.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
+        if hasattr(scheduler, "lr_lambdas"):
+            scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
 
 
 def lightning_callback(compression: Compression) -> Any:

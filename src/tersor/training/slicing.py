@@ -26,7 +26,7 @@ def slice_decoder(model: nn.Module, masks: Masks) -> nn.Module:
 
     Returns:
         ``model``, of its own class. Its configuration has the new sizes if all layers are alike; if they are not, no
-        configuration can say it and saving needs :func:`save_sliced`.
+        configuration can say it and the model works in memory only.
 
     Raises:
         InvalidArgument: If the model is of another type, the masks do not fit or remove everything somewhere.
