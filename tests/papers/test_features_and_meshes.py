@@ -88,7 +88,7 @@ def test_draco_gives_meshes_back_more_exactly_at_more_bits():
     pytest.importorskip("DracoPy")
     from tersor.coding.mesh import surface
 
-    targets = [squeeze3d._target(surface(lambda places: places.norm(dim=1) - radius, 20), 0) for radius in (0.5, 0.8)]
+    targets = [squeeze3d._target(surface(lambda places, radius=radius: places.norm(dim=1) - radius, 20), 0) for radius in (0.5, 0.8)]
     rows = list(squeeze3d._draco(targets))
     assert [row["bytes"] for row in rows] == sorted(row["bytes"] for row in rows)
     assert rows[0]["chamfer"] > rows[-1]["chamfer"] - 1e-3

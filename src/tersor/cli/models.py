@@ -14,6 +14,7 @@ from tersor.errors import InvalidArgument
 if TYPE_CHECKING:
     from tersor.models.stack import Resized
 
+
 @app.command()
 def compress(
     model: ModelArgument,

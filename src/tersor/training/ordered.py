@@ -122,7 +122,7 @@ class OrderedLayer(nn.Module):
         """A layer of the dense shape, without storage."""
         if isinstance(self.inner, nn.Linear):
             return nn.Linear(self.inner.in_features, self.outer.weight.shape[0], bias=False, device="meta")
-        conv = cast("nn.Conv2d", self.inner)
+        conv = self.inner
         size, options = cast("tuple[int, int]", conv.kernel_size), _options(conv)
         return nn.Conv2d(conv.in_channels, self.outer.weight.shape[0], size, bias=False, device="meta", **options)  # type: ignore[arg-type]
 

@@ -22,7 +22,7 @@ class _Read(torch.autograd.Function):
         return torch.where(codes < 0, -values, values) * scale
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         codes, divisor = ctx.saved_tensors
         signed = torch.where(codes < 0, -gradient, gradient) * ctx.scale
