@@ -11,12 +11,11 @@ from tersor.files import write_json
 from tersor.models import Model, load
 from tersor.models.export.output import check_output
 from tersor.pipeline.progress import Progress, Silent, counted
+from tersor.pipeline.windows import state_beside, training_windows
 
 if TYPE_CHECKING:
     from tersor.training import Compresso, Pruned, Schedule
 
-# Windows that choose the step of the adapters; they are never trained on.
-HELD_OUT = 16
 REPORT = "compresso.json"
 
 
@@ -69,7 +68,6 @@ def prune(
             beside the folder of another job.
         TersorError: If the folder cannot be written; the state of the run is kept.
     """
-    from tersor import data
     from tersor.training import Compresso, compresso
 
     target, progress, method = Path(output), progress or Silent(), method or Compresso()
@@ -79,15 +77,11 @@ def prune(
     original = model if isinstance(model, Model) else load(model)
     if original.weights():
         raise InvalidArgument(f"{original.name} is compressed already; prune the original and compress what comes out")
-    windows = data.windows(original.encode(data.text(text)), context)
-    if windows.shape[0] < 2 * HELD_OUT:
-        needed = 2 * HELD_OUT * context
-        raise InvalidArgument(f"the text {text} has {windows.numel()} tokens; pruning needs {needed}: give more text or a shorter context")
+    windows, held_out = training_windows(original, text, context, "pruning")
     front = original.encode(prompt) if prompt else None
-    state = target.absolute().with_name(f".{target.name}.pruning.safetensors")
-    state.parent.mkdir(parents=True, exist_ok=True)
+    state = state_beside(target, "pruning")
     pruned = compresso(
-        original.module, windows[:-HELD_OUT], method, schedule, held_out=windows[-HELD_OUT:], prompt=front, checkpoint=state,
+        original.module, windows, method, schedule, held_out=held_out, prompt=front, checkpoint=state,
         progress=counted(progress, "pruning"),
     )  # fmt: skip
     small = Model(pruned.model, original.tokenizer, original.name)

@@ -19,11 +19,10 @@ from tersor.layerwise.checking import check_integer, check_number
 from tersor.models import Model, load
 from tersor.models.storage import check_target
 from tersor.pipeline.progress import Progress, Silent
+from tersor.pipeline.windows import state_beside, training_windows
 from tersor.training import Compression, Method
 from tersor.weights import LowRankWeight, SparseWeight, matrix_of
 
-# Windows that are measured before and after and never trained on.
-HELD_OUT = 16
 _SAVE_EVERY = 50
 _WARM_UP = 0.05
 # Fewer zeros are stored more cheaply as they are.
@@ -90,22 +89,21 @@ def train(
     original = model if isinstance(model, Model) else load(model)
     if original.weights():
         raise InvalidArgument(f"model {original.name} is compressed already; train the dense one, or repair this one with tune")
-    windows = _windows(original, text, context)
+    windows, held_out = training_windows(original, text, context, "training")
     student = Model(copy.deepcopy(original.module).float(), original.tokenizer, original.name)
     student.module.requires_grad_(True)
     compression = Compression(student.module, methods, total_steps=steps, seed=seed)
     optimizer = torch.optim.AdamW(student.module.parameters(), lr=rate, weight_decay=0.0)
     compression.attach(optimizer)
-    state = target.absolute().with_name(f".{target.name}.training.safetensors")
-    state.parent.mkdir(parents=True, exist_ok=True)
+    state = state_beside(target, "training")
     job = {"original": original.fingerprint(), "steps": steps, "batch": batch, "rate": rate, "seed": seed, **checkpoints.tokens(windows)}
     compression.load(state, job)
-    losses = _run(student, original, compression, optimizer, windows[:-HELD_OUT], steps, batch, state, job, progress)
+    losses = _run(student, original, compression, optimizer, windows, steps, batch, state, job, progress)
     small = packed(student, compression.finalize())
-    held_out = _held_out(small, original, windows[-HELD_OUT:])
+    apart = _held_out(small, original, held_out)
     small.save(target)
     state.unlink(missing_ok=True)
-    return TrainedModel(small, losses, held_out, compression.report())
+    return TrainedModel(small, losses, apart, compression.report())
 
 
 def packed(student: Model, module: nn.Module) -> Model:
@@ -139,16 +137,6 @@ def packed(student: Model, module: nn.Module) -> Model:
 
 def _is_pair(layer: nn.Sequential) -> bool:
     return len(layer) == 2 and type(layer[0]) is nn.Linear and type(layer[1]) is nn.Linear and layer[0].bias is None
-
-
-def _windows(model: Model, text: str, context: int) -> Tensor:
-    from tersor import data
-
-    windows = data.windows(model.encode(data.text(text)), context)
-    if windows.shape[0] < 2 * HELD_OUT:
-        needed = 2 * HELD_OUT * context
-        raise InvalidArgument(f"the text {text} has {windows.numel()} tokens; training needs {needed}: give more text or a shorter context")
-    return windows
 
 
 def _run(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tersor.errors import InvalidArgument
 from tersor.finetuning import PVConfig, Tuned, pv_tuning
 from tersor.models import Model, load
 from tersor.models.storage import check_target
 from tersor.pipeline.progress import Progress, Silent
-
-# Windows that choose the best step; they are never trained on.
-HELD_OUT = 16
+from tersor.pipeline.windows import state_beside, training_windows
 
 
 def tune(
@@ -36,18 +33,12 @@ def tune(
         InvalidArgument: If the text is too short, nothing can be tuned, or the state beside the folder is of another job.
         TersorError: If the folder cannot be written; the state of the run is kept.
     """
-    from tersor import data
-
     target, progress = Path(output), progress or Silent()
     check_target(target)
     small, original = (part if isinstance(part, Model) else load(part) for part in (model, reference))
-    windows = data.windows(original.encode(data.text(text)), context)
-    if windows.shape[0] < 2 * HELD_OUT:
-        needed = 2 * HELD_OUT * context
-        raise InvalidArgument(f"the text {text} has {windows.numel()} tokens; tuning needs {needed}: give more text or a shorter context")
+    windows, held_out = training_windows(original, text, context, "tuning")
     config = config or PVConfig()
-    state = target.absolute().with_name(f".{target.name}.tuning.safetensors")
-    state.parent.mkdir(parents=True, exist_ok=True)
+    state = state_beside(target, "tuning")
     progress.start("tuning", config.steps)
     done = 0
 
@@ -57,7 +48,7 @@ def tune(
         done = step
 
     tuned = pv_tuning(
-        small, original, windows[:-HELD_OUT], config, held_out=windows[-HELD_OUT:], checkpoint=state, progress=advance,
+        small, original, windows, config, held_out=held_out, checkpoint=state, progress=advance,
     )  # fmt: skip
     tuned.model.save(target)
     state.unlink(missing_ok=True)
