@@ -54,14 +54,14 @@ class Setting:
 # Types below IQ3_XXS gain next to nothing here: rows of 576 weights fall back to blocks of 32 in all of them.
 FULL = Setting(
     types=("IQ3_XXS", "Q2_K", "Q3_K_M", "Q4_0", "IQ4_NL", "Q4_K_M", "Q5_K_M"),
-    budgets=("IQ3_XXS", "Q3_K_M", "Q4_K_M"),
+    budgets=("IQ3_XXS", "Q4_K_M"),
     native_bits=(3, 4, 5, 6, 8),
-    calibration=24576,
-    search=8192,
-    generations=30,
+    calibration=16384,
+    search=4096,
+    generations=16,
     stages=((3, 512), (1, 2048)),
     context=512,
-    evaluation=16384,
+    evaluation=8192,
 )
 QUICK = Setting(("Q2_K", "Q4_K_M"), ("Q2_K",), (4, 8), 1024, 1024, 2, ((2, 128), (1, 256)), 128, 1024, blocks=2)
 GGUF_BITS = (4, 5, 8)  # Q4_0, Q5_0 and Q8_0 hold these as they are; Q4_1 would hold the original itself

@@ -7,7 +7,7 @@ the same number of threads. What each tool saved is read back by its own stack a
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -148,11 +148,13 @@ def main() -> int:
     """Run the benchmark."""
     flags = common.parser(__doc__, repeats=3, threads=common.cores())
     common.add_peer(flags, "llmcompressor-python", ["llmcompressor==0.14.0.1"])
-    flags.add_argument("--only", choices=["gptq", "sparsegpt", "awq"], help="one method alone")
+    flags.add_argument("--only", choices=["gptq", "sparsegpt", "awq"], help="one method alone, in a record of its own")
+    flags.add_argument("--tokens", type=int, help="to fit on; AWQ of the peer takes most of an hour a thread with the default")
     parsed = flags.parse_args()
     python = common.peer_python(parsed, "llmcompressor-python")
     setting = QUICK if parsed.quick else FULL
-    session = common.Session("peers", parsed, notes=list(NOTES), data=setting.data)
+    setting = replace(setting, tokens=parsed.tokens or setting.tokens)
+    session = common.Session("peers" if parsed.only is None else f"peers_{parsed.only}", parsed, notes=list(NOTES), data=setting.data)
     with TemporaryDirectory() as name:
         contest = Contest(session, comparing.prepare(setting, Path(name), parsed.threads), Path(name), python)
         for title, (method, options) in jobs(setting).items():

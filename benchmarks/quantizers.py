@@ -15,7 +15,7 @@ import common
 import comparing
 
 OURS = "tersor"
-FULL = comparing.Setting("smollm2-135m", "wikitext2.valid", "wikitext2.test", 24576, 512, 16384)
+FULL = comparing.Setting("smollm2-135m", "wikitext2.valid", "wikitext2.test", 16384, 512, 8192)
 QUICK = comparing.Setting("smollm2-135m", "wikitext2.valid", "wikitext2.test", 1024, 128, 1024, blocks=2)
 
 
