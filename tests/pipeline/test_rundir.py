@@ -25,9 +25,27 @@ def test_the_same_job_resumes(tmp_path):
     ids=["model", "budget", "seed"],
 )
 def test_a_changed_input_is_refused_and_named(tmp_path, change, named):
-    RunDirectory.open(tmp_path / "out", JOB)
+    run = RunDirectory.open(tmp_path / "out", JOB)
+    (run.levels / "layer.safetensors").write_bytes(b"x")
     with pytest.raises(InvalidArgument, match=named):
         RunDirectory.open(tmp_path / "out", {**JOB, **change})
+
+
+def test_a_job_that_stopped_before_any_work_does_not_bind_the_next_one(tmp_path):
+    RunDirectory.open(tmp_path / "out", JOB)
+    other = {**JOB, "model": "other"}
+    run = RunDirectory.open(tmp_path / "out", other)
+    run.search_state.write_text("{}")
+    assert RunDirectory.open(tmp_path / "out", other) == run
+    with pytest.raises(InvalidArgument, match="model"):
+        RunDirectory.open(tmp_path / "out", JOB)
+
+
+def test_a_finished_model_is_never_taken_for_an_idle_job(tmp_path):
+    run = RunDirectory.open(tmp_path / "out", JOB)
+    (run.output / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(InvalidArgument, match="model"):
+        RunDirectory.open(tmp_path / "out", {**JOB, "model": "other"})
 
 
 def test_restart_throws_the_old_state_away(tmp_path):

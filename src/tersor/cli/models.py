@@ -217,10 +217,11 @@ def tune(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    output: OutputOption,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write; RUN/report.html if not given.")] = None,
 ) -> None:
     """One self-contained HTML page about a run: size and quality, bits of each layer, search progress."""
     from tersor.evaluation.report import write_report
 
-    write_report(run, output)
-    print(f"written to {output}")
+    target = output or run / "report.html"
+    write_report(run, target)
+    print(f"written to {target}")

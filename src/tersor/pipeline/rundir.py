@@ -66,8 +66,10 @@ class RunDirectory:
                 raise InvalidArgument(f"the output {output} is a file; name a folder")
             if restart and state.is_file():
                 shutil.rmtree(run.work)
-            if state.is_file():
-                run._check_same(_read_json(state), job)
+            if state.is_file() and (before := _read_json(state)) != job and run._idle():
+                state.unlink()  # stopped before any work, as by too short a text: nothing binds the next attempt to those inputs
+            elif state.is_file():
+                run._check_same(before, job)
                 return run
             if output.is_dir() and any(child.name not in _OURS or not restart for child in output.iterdir() if not _leftover(child)):
                 raise InvalidArgument(f"the output folder {output} is not empty and is not a tersor run; name another or empty it")
@@ -76,6 +78,10 @@ class RunDirectory:
             raise TersorError(f"cannot use the output folder {output}: {error.strerror}") from None
         write_json(state, job)
         return run
+
+    def _idle(self) -> bool:
+        """Whether a job was started here and nothing was made of it."""
+        return [path for path in self.output.rglob("*") if path.is_file()] == [self.work / "job.json"]
 
     def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
