@@ -99,7 +99,7 @@ def test_damage_is_named(tmp_path: Path):
     shard, index = tmp_path / "exchange-00000.safetensors", tmp_path / "exchange.json"
     data, described = shard.read_bytes(), index.read_text()
     shard.write_bytes(data[: len(data) // 2])
-    with pytest.raises(CorruptFile, match=r"exchange-00000\.safetensors is damaged"):
+    with pytest.raises(CorruptFile, match=r"exchange-00000\.safetensors cannot be read"):
         load_checkpoint(make("ef"), tmp_path)
     shard.unlink()
     with pytest.raises(CorruptFile, match="is missing from the checkpoint; copy the shards"):

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tersor import checkpoints
 from tersor.distributed import rules
 from tersor.distributed.rules import Memory
 from tersor.distributed.state import ErrorFeedbackState, check_settings
 from tersor.errors import CorruptFile, InvalidArgument
-from tersor.files import write_atomically, write_json
+from tersor.files import write_json
 
 _INDEX = "exchange.json"
 _SHARED = "exchange-shared.safetensors"
@@ -33,16 +34,14 @@ def save_checkpoint(state: ErrorFeedbackState, folder: str | Path) -> None:
     Raises:
         TersorError: If the folder cannot be written, or another worker is gone.
     """
-    from safetensors.torch import save
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stored = state.state_dict()
-    metadata = {"step": str(stored["step"])}
+    facts = {"step": stored["step"]}
     rank = state.wire.rank
-    write_atomically(folder / _shard(rank), save(_flat(stored["local"]), metadata))
+    checkpoints.write(folder / _shard(rank), _flat(stored["local"]), facts)
     if rank == 0:
-        write_atomically(folder / _SHARED, save(_flat(stored["shared"]), metadata))
+        checkpoints.write(folder / _SHARED, _flat(stored["shared"]), facts)
     state.wire.barrier()
     if rank == 0:
         write_json(folder / _INDEX, {key: value for key, value in stored.items() if key not in ("local", "shared")})
@@ -101,7 +100,7 @@ def _shard(rank: int) -> str:
 
 
 def _flat(memories: Mapping[str, Memory]) -> dict[str, Tensor]:
-    return {f"{name}/{key}": tensor.contiguous() for name, memory in memories.items() for key, tensor in memory.items()}
+    return {f"{name}/{key}": tensor for name, memory in memories.items() for key, tensor in memory.items()}
 
 
 def _nested(flat: Mapping[str, Tensor]) -> dict[str, Memory]:
@@ -128,16 +127,10 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path, step: int, device: str | torch.device) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            stored = (file.metadata() or {}).get("step")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a safetensors file is no dictionary
-    except FileNotFoundError:
-        raise CorruptFile(f"{path} is missing from the checkpoint; copy the shards of all workers into one folder") from None
-    except SafetensorError as error:
-        raise CorruptFile(f"{path} is damaged: {error}") from None
-    if stored != str(step):
-        raise CorruptFile(f"{path} is of step {stored} and the checkpoint of step {step}; two checkpoints were mixed")
-    return tensors
+    found = checkpoints.read(path)
+    if found is None:
+        raise CorruptFile(f"{path} is missing from the checkpoint; copy the shards of all workers into one folder")
+    tensors, facts = found
+    if facts.get("step") != step:
+        raise CorruptFile(f"{path} is of step {facts.get('step')} and the checkpoint of step {step}; two checkpoints were mixed")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

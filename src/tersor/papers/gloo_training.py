@@ -13,6 +13,7 @@ import signal
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from itertools import pairwise
@@ -217,6 +218,7 @@ class _Worker:
 
         first = self._resume()
         began, curve, digests, loss_sum = socket_bytes(), [], {}, 0.0
+        clock = time.perf_counter()
         for step in range(first, self.job.steps):
             if self.job.die == (self.rank, step):
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -239,10 +241,12 @@ class _Worker:
                 digests[str(done)] = self._digest()
             if self.job.save_every and done % self.job.save_every == 0:
                 self._save(done)
+        seconds = time.perf_counter() - clock
         validation, test = accuracy(self.module, data)
         return {
-            "curve": curve, "digests": digests, "validation": validation, "accuracy": test, "traffic": self.state and self.state.traffic(),
-            "history": getattr(self.state, "history", None), "knobs": getattr(self.state, "knobs", None),
+            "seconds": seconds, "curve": curve, "digests": digests, "validation": validation, "accuracy": test,
+            "traffic": self.state and self.state.traffic(), "history": getattr(self.state, "history", None),
+            "knobs": getattr(self.state, "knobs", None),
         }  # fmt: skip
 
     def _digest(self) -> str:
