@@ -414,7 +414,8 @@ def test_tokens_and_masks_that_do_not_fit_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_trainer_of_transformers_does_what_a_plain_loop_does(tmp_path: Path):
+def test_the_trainer_of_transformers_and_accelerate_do_what_a_plain_loop_does(tmp_path: Path):
+    from accelerate import Accelerator
     from transformers import Trainer, TrainingArguments
 
     data, steps = tokens(0, 24), 12
@@ -422,18 +423,22 @@ def test_the_trainer_of_transformers_does_what_a_plain_loop_does(tmp_path: Path)
     def method() -> Compresso:
         return Compresso(keep=0.7, rank=2, begin=2, end=6, fix=9)
 
-    plain = decoder()
-    compression = Compression(plain, [method()], total_steps=steps)
-    trained = [parameter for parameter in plain.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.05)
-    compression.attach(optimizer)
-    plain.train()
-    for step in range(steps):
-        batch = data[2 * step : 2 * step + 2]
-        optimizer.zero_grad()
-        plain(input_ids=batch, labels=batch, use_cache=False).loss.backward()
-        optimizer.step()
+    def by_hand(accelerator: Any = None) -> Compression:
+        model: Any = decoder().train()
+        compression = Compression(model, [method()], total_steps=steps)
+        optimizer: Any = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.05)
+        if accelerator is not None:
+            model, optimizer = accelerator.prepare(model, optimizer)
+        compression.attach(optimizer)
+        for step in range(steps):
+            batch = data[2 * step : 2 * step + 2]
+            optimizer.zero_grad()
+            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+            loss.backward() if accelerator is None else accelerator.backward(loss)
+            optimizer.step()
+        return compression
 
+    compression = by_hand()
     other = decoder()
     theirs = Compression(other, [method()])
     optimizer = torch.optim.SGD([parameter for parameter in other.parameters() if parameter.requires_grad], lr=0.05)
@@ -446,6 +451,8 @@ def test_the_trainer_of_transformers_does_what_a_plain_loop_does(tmp_path: Path)
     rows = [{"input_ids": row, "labels": torch.cat([torch.tensor([-100]), row[1:]])} for row in data]
     level = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     Trainer(other, arguments, train_dataset=rows, optimizers=(optimizer, level), callbacks=[theirs.trainer_callback()]).train()
-    assert theirs.step == compression.step == steps
-    pairs = zip(theirs.finalize().parameters(), compression.finalize().parameters(), strict=True)
-    assert all(one.shape == two.shape and torch.allclose(one, two, atol=1e-5) for one, two in pairs)
+    expected = list(compression.finalize().parameters())
+    for one in (theirs, by_hand(Accelerator(cpu=True))):
+        assert one.step == compression.step == steps
+        pairs = zip(one.finalize().parameters(), expected, strict=True)
+        assert all(one.shape == two.shape and torch.allclose(one, two, atol=1e-5) for one, two in pairs)

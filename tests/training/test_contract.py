@@ -1,10 +1,11 @@
-"""What every method of compression during training keeps: three loops agree, a kill loses nothing, plain modules are left."""
+"""What every method of compression during training keeps: four loops agree, a kill loses nothing, plain modules are left."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -158,7 +159,7 @@ def test_accumulated_gradients_change_nothing(case: cases.Case) -> None:
 
 
 @EVERY
-def test_the_three_loops_agree(case: cases.Case, tmp_path: Path) -> None:
+def test_the_four_loops_agree(case: cases.Case, tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     import training_loops as loops
 
@@ -171,7 +172,7 @@ def test_the_three_loops_agree(case: cases.Case, tmp_path: Path) -> None:
         optimizer.step()
         compression.epoch_end({})
     expected = _values(compression.finalize())
-    for loop in (loops.transformers_trainer, loops.lightning_trainer):
+    for loop in (loops.transformers_trainer, loops.lightning_trainer, loops.accelerate_loop):
         other = Compression(case.model(), case.methods(), total_steps=20, example_inputs=(pixels[:2],))
         loop(other, _sgd, STEPS, tmp_path)
         assert other.step == STEPS, loop.__name__
@@ -210,6 +211,32 @@ def test_bfloat16_autocast_trains(case: cases.Case) -> None:
         loss.backward()
         optimizer.step()
     assert all(bool(value.isfinite().all()) for value in _values(compression.finalize()).values() if value.is_floating_point())
+
+
+# One of each method: the graph is traced anew for each.
+COMPILED = {"gradual-regrow", "sap", "one-way", "sharing", "maestro", "lapp", "lapp-no-bypass", "trained-rank", "class-aware"}
+
+
+@pytest.mark.parametrize("case", [case for case in cases.CASES if case.id in COMPILED], ids=lambda case: case.id)
+def test_a_compiled_model_trains_alike(case: cases.Case) -> None:
+    def run(compiled: bool) -> dict[str, Tensor]:
+        compression, optimizer = _start(case, _sgd)
+        torch.compiler.reset()
+        model: Any = torch.compile(compression.model, backend="eager") if compiled else compression.model
+        pixels, labels = cases.batch()
+        model.train()
+        for _ in range(9):
+            optimizer.zero_grad()
+            F.cross_entropy(model(pixels), labels).backward()
+            optimizer.step()
+            if compression.step % 4 == 0:
+                compression.epoch_end({"accuracy": 0.5})
+        return _values(compression.finalize())
+
+    plain, compiled = run(False), run(True)
+    assert plain.keys() == compiled.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(compiled[key], value, rtol=0, atol=1e-6)
 
 
 def test_two_methods_may_not_overwrite_the_same_weight() -> None:

@@ -18,6 +18,7 @@ from tersor.training import (
     Maestro,
     Method,
     ParameterSharing,
+    QuEST,
     TrainedRankPruning,
 )
 
@@ -42,6 +43,26 @@ class SmallNet(nn.Module):
         features = torch.relu(self.norm1(self.conv1(pixels)))
         features = torch.relu(self.norm2(self.conv2(features)))
         return self.head(features.mean((2, 3)))
+
+
+class Perceptron(nn.Module):
+    """Three linear layers for the same images."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 48)
+        self.second = nn.Linear(48, 32)
+        self.head = nn.Linear(32, 4)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(pixels.flatten(1)))
+        return self.head(torch.relu(self.second(hidden)))
 
 
 @dataclass(frozen=True)
@@ -82,6 +103,8 @@ CASES = [
     Case("trained-rank-spatial", lambda: [TrainedRankPruning(0.6, period=3, scheme="spatial", ignore=["conv1"])], exact=False),
     Case("trained-rank-decouple", lambda: [TrainedRankPruning(0.6, period=2, scheme="decouple", targets=["conv2"])]),
     Case("class-aware", lambda: [ClassAwareLottery(rounds=2)]),
+    Case("quest", lambda: [QuEST(4, 4)], lambda: Perceptron()),
+    Case("quest-weights", lambda: [QuEST(2, None)], lambda: Perceptron()),
     Case("class-aware-best-epoch", lambda: [ClassAwareLottery(rounds=2, epochs=2, monitor="accuracy")], exact=False),
 ]
 

@@ -1,4 +1,4 @@
-"""The same few steps in the trainers of transformers and Lightning, each step two halves of one batch."""
+"""The same few steps under accelerate and in the trainers of transformers and Lightning, each step two halves of one batch."""
 
 from __future__ import annotations
 
@@ -80,3 +80,20 @@ def lightning_trainer(compression: Compression, optimizer_of: OptimizerOf, steps
             max_epochs=steps, accumulate_grad_batches=2, accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, callbacks=[compression.lightning_callback()], default_root_dir=folder,
         ).fit(Module(), loader)  # fmt: skip
+
+
+def accelerate_loop(compression: Compression, optimizer_of: OptimizerOf, steps: int, folder: Path) -> None:
+    """Train ``compression.model`` for ``steps`` epochs of one step."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    loader = torch.utils.data.DataLoader(_Halves(), batch_size=16)
+    model, optimizer, loader = accelerator.prepare(compression.model.train(), optimizer_of(compression.model), loader)
+    compression.attach(optimizer)
+    for _ in range(steps):
+        for batch in loader:
+            with accelerator.accumulate(model):
+                accelerator.backward(F.cross_entropy(model(batch["pixels"]), batch["labels"]))
+                optimizer.step()
+                optimizer.zero_grad()
+        compression.epoch_end({})

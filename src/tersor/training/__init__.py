@@ -18,8 +18,9 @@ from tersor.training.code_data import Examples, Function, clone_pairs, defects, 
 from tersor.training.compression import Compression
 from tersor.training.compresso import COLLABORATIVE_PROMPT, Pruned, Schedule, compresso, language_loss
 from tersor.training.decoder import Decoder, Masks, Shape, magnitude_scores, masks_of
-from tersor.training.distillation import Distillation, Distilled, accuracy, distill, predict, soft_loss
+from tersor.training.distillation import Distillation, Distilled, TaughtStudent, accuracy, distill, predict, soft_loss
 from tersor.training.factored import factor_layer, factor_model
+from tersor.training.few_bits import QuEST
 from tersor.training.gated import Compresso
 from tersor.training.gradual_pruning import GradualPruning, equal_nonzero_width
 from tersor.training.lapp import LAPP
@@ -70,6 +71,7 @@ __all__ = [
     "PerKernelConv",
     "Pruned",
     "PublishedCost",
+    "QuEST",
     "QuESTLinear",
     "Quantizer",
     "RobertaCost",
@@ -79,6 +81,7 @@ __all__ = [
     "SearchSpace",
     "Shape",
     "Shrunk",
+    "TaughtStudent",
     "TrainedRankPruning",
     "accuracy",
     "build_student",

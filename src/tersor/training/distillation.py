@@ -46,6 +46,17 @@ class Distillation:
         if not all(0 < value < float("inf") for value in positive):
             raise InvalidArgument(f"temperature, steps, batch, learning rate and measure_every must be positive and finite, got {positive}")
 
+    def rate(self, step: int) -> float:
+        """The learning rate of step ``step``, counted from 0."""
+        warm = max(int(_WARM_UP * self.steps), 1)
+        return self.learning_rate * min((step + 1) / warm, (self.steps - step) / max(self.steps - warm, 1))
+
+    def rows(self, step: int, count: int) -> Tensor:
+        """Which of ``count`` examples step ``step`` sees: all in a new order every epoch, whose last batch may be short."""
+        epoch, place = divmod(step, -(-count // self.batch))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        return order[place * self.batch : (place + 1) * self.batch]
+
 
 @dataclass(frozen=True)
 class Distilled:
@@ -83,6 +94,34 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
 
 
+class TaughtStudent(nn.Module):
+    """A student that says its own loss, as other loops want it: for the trainer of transformers, for accelerate, or for one of yours.
+
+    :func:`distill` trains this with AdamW without weight decay, gradients clipped to a norm of 1, and the rates and rows of
+    :class:`Distillation`. With the same of each, and without dropout, every loop ends at the same weights.
+
+    Args:
+        student: Of :func:`tersor.training.build_student`, or anything that ``forward`` runs.
+        temperature: Softens both distributions.
+        forward: Scores of the student on a batch of ids.
+    """
+
+    def __init__(self, student: nn.Module, temperature: float = 10.0, forward: Callable[[Any, Tensor], Tensor] = logits) -> None:
+        super().__init__()
+        self.student, self.temperature, self._scores = student, temperature, forward
+
+    def forward(self, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """``loss`` and ``logits [n, classes]``.
+
+        Args:
+            ids: Token ids ``[n, length]``, or pairs of them ``[n, 2, length]``.
+            targets: Scores of a teacher ``[n, classes]``, or labels ``[n]`` of an integer type.
+        """
+        scores = self._scores(self.student, trimmed(ids))
+        soft = targets.is_floating_point()
+        return {"loss": soft_loss(scores, targets, self.temperature) if soft else F.cross_entropy(scores, targets), "logits": scores}
+
+
 def distill(
     student: nn.Module, ids: Tensor, targets: Tensor, config: Distillation | None = None, *,
     forward: Callable[[Any, Tensor], Tensor] = logits, validation: tuple[Tensor, Tensor] | None = None,
@@ -115,6 +154,7 @@ def distill(
     run = _Run(student, config, {"ids": _digest(ids), "targets": _digest(targets), "student": _digest(*student.state_dict().values())})
     if checkpoint is not None:
         run.restore(Path(checkpoint))
+    taught = TaughtStudent(student, config.temperature, forward)
     dropouts = [module for module in student.modules() if isinstance(module, SeededDropout)]
     generator = torch.Generator()
     for dropout in dropouts:
@@ -122,9 +162,9 @@ def distill(
     try:
         while run.step < config.steps:
             # Everything random follows from the step, so that a resumed run draws the same.
-            rows = _rows(run.step, len(ids), config)
+            rows = config.rows(run.step, len(ids))
             generator.manual_seed(config.seed * 1_000_003 + run.step)
-            run.advance(_loss(forward(student.train(), trimmed(ids[rows])), targets[rows], config.temperature))
+            run.advance(taught.train()(ids[rows], targets[rows])["loss"])
             if run.step % config.measure_every == 0 or run.step == config.steps:
                 if validation is not None:
                     run.measure(accuracy(student, *validation, forward=forward))
@@ -183,10 +223,8 @@ class _Run:
         self.best_step = 0
 
     def advance(self, loss: Tensor) -> None:
-        warm = max(int(_WARM_UP * self.config.steps), 1)
-        left = (self.config.steps - self.step) / max(self.config.steps - warm, 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * min((self.step + 1) / warm, left)
+            group["lr"] = self.config.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
@@ -232,18 +270,6 @@ class _Run:
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _loss(scores: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    return soft_loss(scores, targets, temperature) if targets.is_floating_point() else F.cross_entropy(scores, targets)
-
-
-def _rows(step: int, count: int, config: Distillation) -> Tensor:
-    """Rows of a step: the examples in a new order every epoch, whose last batch may be short."""
-    a_pass = -(-count // config.batch)
-    epoch, place = divmod(step, a_pass)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch))
-    return order[place * config.batch : (place + 1) * config.batch]
 
 
 def _digest(*tensors: Tensor) -> str:

@@ -103,11 +103,14 @@ class _Rounded(torch.autograd.Function):
 
 
 def _round(h: Tensor, step: Tensor, low: Tensor, quantizer: Quantizer) -> Tensor:
+    differentiated = torch.is_grad_enabled() and h.requires_grad
     with torch.no_grad():
         values = h.detach()
         q = _codes(values, step, low, quantizer.bits) * step + low
         if quantizer.keep_pairs < 4:
             q = q * _kept_pairs(values, quantizer.keep_pairs)
+        if not differentiated:
+            return q
         if quantizer.mask == "straight_through":
             trusted = torch.ones_like(values, dtype=torch.bool)
         elif quantizer.mask == "clip":

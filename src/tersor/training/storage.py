@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,18 @@ from tersor.files import write_atomically
 from tersor.training.bypass import BypassConv2d
 from tersor.training.layers import put_layer
 from tersor.training.one_way import PerKernelConv
-from tersor.weights import CompressedConv2d, CompressedLinear, SparseWeight, check_state, compressed_layer, matrix_of, weight_from_config
+from tersor.training.quest import Quantizer, RoundedInputs
+from tersor.weights import (
+    CompressedConv2d,
+    CompressedLinear,
+    DenseWeight,
+    RotatedWeight,
+    SparseWeight,
+    check_state,
+    compressed_layer,
+    matrix_of,
+    weight_from_config,
+)
 
 _FORMAT = "tersor module 1"
 # What a layer of each type is made of: enough to build it anew where the fresh model has another.
@@ -177,6 +189,8 @@ def _describe(layer: nn.Module) -> dict[str, Any] | None:
         return {"type": type(layer).__name__, **own}
     if type(layer) is nn.Sequential:
         return {"type": "Sequential", "names": list(layer._modules)}
+    if isinstance(layer, RoundedInputs):
+        return {"type": "RoundedInputs", "activations": asdict(layer.activations)}
     fields = _FIELDS.get(type(layer))
     if fields is None:
         return None
@@ -198,6 +212,11 @@ def _restore(model: nn.Module, name: str, entry: dict[str, Any], tensors: dict[s
             for child in options["names"]:
                 layer.add_module(child, nn.Identity())
             put_layer(model, name, layer)
+        return
+    if kind == "RoundedInputs":
+        # What it holds is an entry of its own, which comes after it.
+        later: Any = nn.Identity()
+        put_layer(model, name, RoundedInputs(later, Quantizer(**options["activations"])))
         return
     with torch.device("meta"):
         layer = _compressed(name, kind, options, tensors) if kind.startswith("Compressed") else _plain(kind, options)
@@ -240,7 +259,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, Tensor]
 
 
 def _densified(model: nn.Module) -> nn.Module:
+    rounding = {name: layer for name, layer in model.named_modules() if isinstance(layer, RoundedInputs)}
+    for inner in (layer.layer for layer in rounding.values()):
+        # Its weight stays in the basis that the inputs are rounded in.
+        assert isinstance(inner.weight, RotatedWeight)
+        inner.weight = RotatedWeight(DenseWeight(inner.weight.body.dense().float()), inner.weight.block)
     for name, layer in list(model.named_modules()):
+        if name.rpartition(".")[0] in rounding:
+            continue
         if isinstance(layer, CompressedLinear):
             rows, columns = layer.weight.shape
             dense: nn.Module = nn.Linear(columns, rows, layer.bias is not None)
