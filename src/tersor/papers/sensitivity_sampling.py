@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,22 @@ from tersor.papers.frame import Paper, Result, Row
 if TYPE_CHECKING:
     from tersor.information.sensitivity_sampling import ScoreKind
     from tersor.layerwise import LayerStats
-    from tersor.models import Model
+    from tersor.models import BlockStep, Model
+    from tersor.papers.workbench import Judge
 
 PAPER = Paper(
     key="sensitivity-sampling",
     claim="With as many rows, sampling by sensitivities preserves the l_p norm of every combination of columns better than uniform "
-    "sampling, for p of 1, 1.5, 2, 3 and 4 on heavy-tailed rows; and a tenth of a language model's tokens, chosen by leverage, serves GPTQ "
-    "and whitened SVD better.",
+    "sampling, for p of 1, 1.5, 2, 3 and 4 on heavy-tailed rows; and a tenth of a language model's tokens, chosen by leverage, leaves "
+    "lower layer errors after GPTQ and whitened SVD.",
     where="tersor.information.sensitivity_sampling",
 )
 
 SEEDS = (0, 1, 2)
+LABELS = {
+    "error": "layer error", "held_out_error": "layer error on held-out tokens", "perplexity": "held-out perplexity",
+    "kl": "held-out divergence from the original",
+}  # fmt: skip
 # The share of calibration tokens that is kept.
 SHARE = 0.1
 METHODS = ("gptq", "whitened_svd")
@@ -58,8 +63,8 @@ class Size:
         return {"gptq": {"bits": 3, "group_size": self.group_size}, "whitened_svd": {"keep": 0.6}}
 
 
-FULL = Size("smollm2-135m", "wikitext2.valid", "wikitext2.test", 8192, 1024, 512, 256, (1,), 400, 64)
-QUICK = Size("stories260k", "tinystories", "tinystories.tail", 8192, 2048, 2048, 256, (1,), 300, -1)
+FULL = Size("smollm2-135m", "wikitext2.valid", "wikitext2.test", 8192, 1024, 2048, 256, (1, 7, 13, 19, 25), 400, 64)
+QUICK = Size("stories260k", "tinystories", "tinystories.tail", 8192, 2048, 2048, 256, (1, 3), 300, -1)
 
 
 def run(quick: bool) -> Result:
@@ -112,91 +117,99 @@ def _planted_margins(rows: list[Row]) -> Iterator[float]:
 def _calibrated(size: Size) -> Iterator[Row]:
     from tersor import data
     from tersor.models import load
-    from tersor.papers.workbench import split_texts
+    from tersor.papers.workbench import Judge, split_texts
 
     model = load(size.model)
     fitted, held_out = (data.windows(model.encode(text), size.context) for text in split_texts(size.text, size.held_out))
     first, apart = size.tokens // size.context, size.unseen // size.context
-    bench = _Bench(model, size, fitted[:first], fitted[first : first + apart], held_out[: size.evaluation // size.context])
-    for kind in ("all", "uniform", "leverage"):
-        for seed in SEEDS if kind != "all" else (None,):
-            yield from bench.rows(kind, seed)
+    bench = _Bench(model, size)
+    bench.compress(fitted[:first], fitted[first : first + apart])
+    judge = Judge.of(model, held_out[: size.evaluation // size.context])
+    for choice, method in bench.made:
+        yield bench.row(choice, method, judge)
+
+
+# How tokens are chosen, and the seed.
+Choice = tuple[str, int | None]
+CHOICES: tuple[Choice, ...] = (("all", None), *((kind, seed) for kind in ("uniform", "leverage") for seed in SEEDS))
 
 
 class _Bench:
-    """Everything that does not depend on which tokens are chosen, once."""
+    """The layers of some blocks, compressed by every method from every choice of tokens, block after block."""
 
-    def __init__(self, model: Model, size: Size, fitted: Tensor, unseen: Tensor, windows: Tensor) -> None:
-        from tersor.information.sensitivity_sampling import row_scores
+    def __init__(self, model: Model, size: Size) -> None:
+        self.model, self.size = model, size
+        self.made: dict[tuple[Choice, str], dict[str, Any]] = {(choice, method): {} for choice in CHOICES for method in size.methods}
+        self.errors: dict[tuple[Choice, str], list[tuple[float, float]]] = {key: [] for key in self.made}
+        self.sampled: dict[Choice, list[tuple[int, float, float]]] = {choice: [] for choice in CHOICES}
+
+    def compress(self, fitted: Tensor, unseen: Tensor) -> None:
+        """Walk the model once; of the chosen blocks, keep the inputs while they are compressed."""
         from tersor.models import BlockWalk
 
-        self.model, self.methods, self.windows = model, size.methods, windows
-        self.stats: dict[str, LayerStats] = {}
-        self.unseen: dict[str, LayerStats] = {}
-        last = max(size.blocks)
-        with _captured(model, fitted.numel()) as inputs:
-            for step in BlockWalk(model, fitted, unseen):
-                if step.index in size.blocks:
-                    self.stats |= step.stats
-                    self.unseen |= step.held_out
-                if step.index == last:
+        with _captured(self.model, fitted.numel(), self.size.blocks) as inputs:
+            for step in BlockWalk(self.model, fitted, unseen):
+                if step.index in self.size.blocks:
+                    self._block(step, inputs)
+                    inputs.clear()
+                if step.index == max(self.size.blocks):
                     break
-        self.names = list(self.stats)
-        made: dict[int, Tensor] = {}
-        self.inputs = {name: _joined(name, self.stats, inputs, made) for name in self.names}
-        self.scores = {id(x): row_scores(x, 2.0, "leverage") for x in made.values()}
 
-    def rows(self, kind: str, seed: int | None) -> Iterator[Row]:
-        """One row a method, the statistics of all layers taken from one choice of tokens."""
-        chosen, spectral = self._chosen(kind, seed)
-        for method, options in self.methods.items():
-            row = {"part": "calibration", "p": 2.0, "method": method, "tokens_by": kind, "seed": seed}
-            yield row | spectral | self._measured(method, options, chosen)
+    def _block(self, step: BlockStep, inputs: dict[str, list[Tensor]]) -> None:
+        groups: dict[int, list[str]] = {}
+        for name, stats in step.stats.items():
+            groups.setdefault(id(stats), []).append(name)
+        for names in groups.values():
+            # Layers that read the same inputs share the choice of tokens.
+            exact, unseen = step.stats[names[0]], step.held_out[names[0]]
+            for choice, stats in self._choices(names[0], inputs, exact):
+                for name in names:
+                    self._layer(name, choice, stats, exact, unseen)
 
-    def _chosen(self, kind: str, seed: int | None) -> tuple[Mapping[str, Any], Row]:
-        """Statistics by layer, and how far the sampled second moments are off, averaged over the distinct inputs."""
+    def _choices(self, name: str, inputs: dict[str, list[Tensor]], exact: LayerStats) -> Iterator[tuple[Choice, LayerStats]]:
+        """Statistics for every choice of tokens, and how far they are off those of all."""
         import numpy as np
+        import torch
 
-        from tersor.information.sensitivity_sampling import plan_rows
+        from tersor.information.sensitivity_sampling import plan_rows, row_scores
 
-        if seed is None:
-            return self.stats, {}
-        made: dict[int, Any] = {}
-        off, distorted, kept = [], [], []
-        for name in self.names:
-            x = self.inputs[name]
-            if id(x) in made:
-                continue
-            scores = self.scores[id(x)] if kind == "leverage" else np.ones(len(x))
-            sample = plan_rows(scores, SHARE * len(x)).draw(seed)
-            made[id(x)] = sample.stats(x)
-            difference, distortion = _compared(made[id(x)].hessian, self.stats[name].hessian)
-            off.append(difference)
-            distorted.append(distortion)
-            kept.append(len(sample))
-        return {name: made[id(self.inputs[name])] for name in self.names}, {
-            "rows": float(np.mean(kept)), "of": len(x), "moment_error": float(np.mean(off)), "distortion": float(np.mean(distorted)),
-        }  # fmt: skip
+        x = torch.cat(inputs[name])
+        compare = _Comparison(exact.hessian)
+        scores = {"leverage": row_scores(x, 2.0, "leverage"), "uniform": np.ones(len(x))}
+        yield CHOICES[0], exact
+        for kind, seed in CHOICES[1:]:
+            sample = plan_rows(scores[kind], SHARE * len(x)).draw(seed or 0)
+            stats = sample.stats(x)
+            self.sampled[kind, seed].append((len(sample), *compare(stats.hessian)))
+            yield (kind, seed), stats
 
-    def _measured(self, method: str, options: dict[str, Any], stats: Mapping[str, Any]) -> Row:
-        from tersor.evaluation import evaluate
+    def _layer(self, name: str, choice: Choice, stats: LayerStats, exact: LayerStats, unseen: LayerStats) -> None:
         from tersor.layerwise import find_method, layer_error
 
+        weight = self.model.matrix(name)
+        for method, options in self.size.methods.items():
+            made = find_method(method).function(weight, stats, **options)
+            self.made[choice, method][name] = made
+            self.errors[choice, method].append((layer_error(weight, made, exact), layer_error(weight, made, unseen)))
+
+    def row(self, choice: Choice, method: str, judge: Judge) -> Row:
+        """Mean errors of the layers, and what the model loses on held-out tokens."""
         small = self.model.copy()
-        errors = []
-        for name in self.names:
-            weight = self.model.matrix(name)
-            made = find_method(method).function(weight, stats[name], **options)
-            errors.append([layer_error(weight, made, reference[name]) for reference in (self.stats, self.unseen)])
+        for name, made in self.made[choice, method].items():
             small.replace(name, made)
-        measured = evaluate(small, self.windows.reshape(-1), context=self.windows.shape[1], max_tokens=self.windows.numel())
+        judged = judge(small)
+        errors = self.errors[choice, method]
+        row: Row = {"part": "calibration", "p": 2.0, "method": method, "tokens_by": choice[0], "seed": choice[1], "layers": len(errors)}
+        if self.sampled[choice]:
+            kept, off, distorted = (sum(column) / len(self.sampled[choice]) for column in zip(*self.sampled[choice], strict=True))
+            row |= {"rows": kept, "of": self.size.tokens, "moment_error": off, "distortion": distorted}
         fitted, unseen = (sum(column) / len(errors) for column in zip(*errors, strict=True))
-        return {"error": fitted, "held_out_error": unseen, "perplexity": measured.perplexity}
+        return row | {"error": fitted, "held_out_error": unseen, "perplexity": judged.perplexity, "kl": judged.kl}
 
 
 @contextmanager
-def _captured(model: Model, n: int) -> Iterator[dict[str, list[Tensor]]]:
-    """The first ``n`` rows that reach each layer while it is open, batch by batch."""
+def _captured(model: Model, n: int, blocks: tuple[int, ...]) -> Iterator[dict[str, list[Tensor]]]:
+    """The first ``n`` rows that reach each layer of ``blocks`` while it is open, batch by batch."""
     batches: dict[str, list[Tensor]] = {}
 
     def keep(name: str, inputs: Tensor) -> None:
@@ -204,8 +217,10 @@ def _captured(model: Model, n: int) -> Iterator[dict[str, list[Tensor]]]:
         if sum(len(part) for part in kept) < n:
             kept.append(inputs.flatten(0, -2))
 
+    wanted = [f".{index}." for index in blocks]
     hooks = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0])) for name, layer in model.linears().items()
+        layer.register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0]))
+        for name, layer in model.linears().items() if any(part in name for part in wanted)
     ]  # fmt: skip
     try:
         yield batches
@@ -214,25 +229,23 @@ def _captured(model: Model, n: int) -> Iterator[dict[str, list[Tensor]]]:
             hook.remove()
 
 
-def _joined(name: str, stats: dict[str, LayerStats], batches: dict[str, list[Tensor]], made: dict[int, Tensor]) -> Tensor:
-    """Inputs ``[tokens, in_features]`` of a layer; layers that share statistics share one tensor."""
-    import torch
+class _Comparison:
+    """How far a sampled second moment is off the exact one."""
 
-    key = id(stats[name])
-    if key not in made:
-        made[key] = torch.cat(batches[name])
-    return made[key]
+    def __init__(self, exact: Tensor) -> None:
+        import torch
 
+        self.exact = exact
+        values, vectors = torch.linalg.eigh(exact)
+        kept = values > 1e-10 * values[-1]
+        self.largest, self.whitener = float(values[-1]), vectors[:, kept] / values[kept].sqrt()
 
-def _compared(sampled: Tensor, exact: Tensor) -> tuple[float, float]:
-    """Spectral norm of the difference of two second moments over that of the exact one, and the largest relative error in any direction."""
-    import torch
+    def __call__(self, sampled: Tensor) -> tuple[float, float]:
+        """Spectral norm of the difference over that of the exact one, and the largest relative error in any direction."""
+        import torch
 
-    values, vectors = torch.linalg.eigh(exact)
-    kept = values > 1e-10 * values[-1]
-    whitener = vectors[:, kept] / values[kept].sqrt()
-    relative = torch.linalg.eigvalsh(whitener.T @ sampled @ whitener) - 1
-    return float(torch.linalg.eigvalsh(sampled - exact).abs().max() / values[-1]), float(relative.abs().max())
+        relative = torch.linalg.eigvalsh(self.whitener.T @ sampled @ self.whitener) - 1
+        return float(torch.linalg.eigvalsh(sampled - self.exact).abs().max() / self.largest), float(relative.abs().max())
 
 
 def _calibration_margins(rows: list[Row]) -> Iterator[float]:
@@ -254,10 +267,9 @@ def _notes(rows: list[Row]) -> list[str]:
         own = [row for row in rows if row["method"] == method]
         of = {kind: [row for row in own if row["tokens_by"] == kind] for kind in ("all", "uniform", "leverage")}
         parts = []
-        for measure in ("error", "held_out_error", "perplexity"):
+        for measure, label in LABELS.items():
             means = {kind: sum(row[measure] for row in found) / len(found) for kind, found in of.items()}
             wins = sum(ours[measure] < theirs[measure] for ours, theirs in zip(of["leverage"], of["uniform"], strict=True))
-            label = measure.replace("_", "-", 1).replace("_", " ")
             parts.append(
                 f"{label} {means['leverage']:.4g} by leverage, {means['uniform']:.4g} uniform, {means['all']:.4g} with all tokens "
                 f"(leverage lower in {wins} of {len(SEEDS)} seeds)"
