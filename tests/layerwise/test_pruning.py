@@ -103,6 +103,14 @@ def test_wanda_does_not_see_a_scale_that_moves_between_input_and_weight(options:
 OPTIONS = [{"sparsity": 0.5}, {"sparsity": 0.8}, {"keep_n": 2, "of_m": 4}]
 
 
+def least_squares(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
+    """Row by row, the values on the mask that lose least in the metric of ``hessian``."""
+    values = torch.zeros(weight.shape, dtype=torch.float64)
+    for row, kept in enumerate(mask):
+        values[row, kept] = torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ weight[row].double())
+    return values
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=["half", "four-fifths", "2-of-4"])
 @pytest.mark.parametrize("seed", range(3))
 def test_sparsegpt_lies_between_least_squares_and_no_update(options: dict[str, Any], seed: int, make_layer: Callable[..., Any]) -> None:
@@ -110,10 +118,7 @@ def test_sparsegpt_lies_between_least_squares_and_no_update(options: dict[str, A
     weight, hessian = problem.weight, damped(problem.stats)
     compressed = sparsegpt(weight, problem.stats, value_dtype="float32", **options)
     mask = compressed.mask()
-    refitted = torch.zeros(48, 64, dtype=torch.float64)
-    for row in range(48):
-        kept = mask[row]
-        refitted[row, kept] = torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ weight[row].double())
+    refitted = least_squares(weight, mask, hessian)
     errors = [quadratic(weight.double() - values, hessian) for values in (refitted, compressed.dense(), weight * mask)]
     assert errors[0] <= errors[1] <= errors[2]
     assert compressed.report["damped_error"] == pytest.approx(errors[1], rel=1e-4)
@@ -131,6 +136,38 @@ def test_sparsegpt_on_uncorrelated_inputs_updates_nothing_and_scores_like_wanda(
         # Compared over a block instead of a row, so the mask is that of the scores of the whole matrix.
         score = layer.weight.abs() * sizes
         assert score[compressed.mask()].min() >= score[~compressed.mask()].max()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["half", "four-fifths", "2-of-4"])
+@pytest.mark.parametrize("seed", range(3))
+def test_refitting_keeps_the_mask_and_falls_to_least_squares(options: dict[str, Any], seed: int, make_layer: Callable[..., Any]) -> None:
+    problem = make_layer(seed)
+    weight, hessian = problem.weight, damped(problem.stats)
+    found = [sparsegpt(weight, problem.stats, value_dtype="float32", refit=steps, **options) for steps in (0, 1, 4, 16, 64)]
+    errors = [quadratic(weight - compressed.dense(), hessian) for compressed in found]
+    best = quadratic(weight.double() - least_squares(weight, found[0].mask(), hessian), hessian)
+    assert all(torch.equal(compressed.mask(), found[0].mask()) for compressed in found)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] == pytest.approx(best, rel=1e-4)
+    assert found[2].report["damped_error"] == pytest.approx(errors[2], rel=1e-4)
+    assert layer_error(weight, found[-1], problem.held_out) < layer_error(weight, found[0], problem.held_out)
+
+
+def test_refitting_leaves_the_statistics_and_dead_inputs_alone() -> None:
+    inputs = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
+    inputs[:, ::4] = 0
+    stats = LayerStats.from_inputs(inputs)
+    before = stats.hessian.clone()
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    compressed = sparsegpt(weight, stats, sparsity=0.5, damping=0.0, refit=4)
+    assert torch.equal(stats.hessian, before)
+    assert torch.isfinite(compressed.dense()).all()
+
+
+@pytest.mark.parametrize(("options", "says"), [({"refit": -1}, "refit"), ({"refit": 2, "bits": 4, "group_size": 16}, "grid")])
+def test_refitting_that_cannot_be_is_refused(options: dict[str, Any], says: str, layer: Any) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        sparsegpt(layer.weight, layer.stats, **options)
 
 
 @pytest.mark.parametrize("block_size", [8, 24, 1000])

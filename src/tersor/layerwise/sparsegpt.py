@@ -8,6 +8,7 @@ from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_choice, check_stats, check_weight
 from tersor.layerwise.grid import Clip, Grid, Scheme
 from tersor.layerwise.hessian import factorize
+from tersor.layerwise.mask_refit import check_refit, refit_values
 from tersor.layerwise.masks import Pattern, ValueType
 from tersor.layerwise.registry import register
 from tersor.layerwise.stats import LayerStats
@@ -20,7 +21,7 @@ def sparsegpt(
     weight: Tensor, stats: LayerStats | None, *,
     sparsity: float | None = None, keep_n: int | None = None, of_m: int | None = None, bits: int | None = None,
     group_size: int = 128, scheme: Scheme = "asymmetric", clip: Clip = "minmax", damping: float = 0.01, block_size: int = 128,
-    value_dtype: ValueType = "float16",
+    value_dtype: ValueType = "float16", refit: int = 0,
 ) -> SparseWeight:  # fmt: skip
     """Remove the weights whose loss the others can best make up for, and let them.
 
@@ -40,6 +41,7 @@ def sparsegpt(
         damping: Likewise.
         block_size: Columns whose mask is chosen at once.
         value_dtype: Type of the stored values, if no ``bits`` are given.
+        refit: Steps of :func:`tersor.layerwise.mask_refit.refit_values` after the sweep; not with ``bits``.
 
     Returns:
         The weight; its ``report`` holds ``sparsity``, ``damping``, ``dead_inputs`` (the first to be pruned) and ``damped_error``.
@@ -56,6 +58,9 @@ def sparsegpt(
     pattern = Pattern.of(shape[1], sparsity, keep_n, of_m)
     check_choice("value_dtype", value_dtype, ValueType)
     check_sweep_options(clip, damping, block_size)
+    check_refit(refit)
+    if refit and bits is not None:
+        raise InvalidArgument("refit moves values off the grid that bits asks for; give one of the two")
     grid = None if bits is None else Grid.of(shape[1], bits, scheme, group_size)
     if grid is not None and grid.group_size % pattern.of_m:
         raise InvalidArgument(f"{keep_n}:{of_m} on a grid needs of_m to divide group_size, which is {grid.group_size}")
@@ -64,6 +69,9 @@ def sparsegpt(
     step = block_step(block_size, None if grid is None else grid.group_size, pattern.of_m)
     pruning, columns = Pruning(pattern, shape), sweep_columns(values, factor)
     loss = sweep(columns, factor, step, rounding, pruning)
+    if refit:
+        refitted, loss = refit_values(columns.T, values, pruning.keep.T.bool(), stats, factor.damping, refit)
+        columns = refitted.T
     compressed = _store(columns, pruning, rounding, value_dtype)
     compressed.report |= {"damping": factor.damping, "dead_inputs": factor.dead_inputs, "damped_error": loss}
     return compressed
