@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tersor.distributed import (
+    Accordion,
     ErrorFeedbackState,
     LGreCoState,
     Simulator,
@@ -33,7 +34,9 @@ STATES = {
     "ef sign": lambda: ErrorFeedbackState("ef", "sign", min_numel=100),
     "econtrol randk": lambda: ErrorFeedbackState("econtrol", "randk:0.1", min_numel=100, init="zero"),
     "ef lgreco lowrank": lambda: LGreCoState("ef", "lowrank:3", min_numel=100, adjust_every=3, accumulate=2, alpha=1.2),
-    "econtrol lgreco topk": lambda: LGreCoState("econtrol", "topk:0.05", min_numel=100, adjust_every=3, accumulate=2, warmup=1),
+    "econtrol lgreco topk": lambda: LGreCoState(
+        "econtrol", "topk:0.05", min_numel=100, adjust_every=3, accumulate=2, warmup=1, accordion=Accordion()
+    ),
 }
 RATE, STEPS = 0.05, 8
 

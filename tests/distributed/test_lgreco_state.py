@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tersor.distributed import Context, LGreCoState, LowRank, Simulator, TopK, UniformQuant
+from tersor.distributed import Accordion, AccordionState, Context, LGreCoState, LowRank, Simulator, TopK, UniformQuant
 from tersor.distributed.error_tables import candidates, errors, with_knob
 from tersor.errors import InvalidArgument
 
@@ -129,6 +129,50 @@ def test_the_warm_up_is_dense_and_choices_compose_with_error_control():
         chosen = state.compressor_of(name, shapes)
         assert chosen is not None
         assert state.eta_of(chosen, shapes) == min(state.knobs[name] / 1600, 0.3)
+
+
+def calming(name: str, step: int) -> float:
+    """How large the gradient of a layer is: one stays, one halves with every choice, one halves once."""
+    return {"calm": 1.0, "falling": 0.5 ** (step // 3), "settling": 1.0 if step < 3 else 0.5}[name]
+
+
+def after(state: LGreCoState, steps: int) -> LGreCoState:
+    """``state`` after ``steps`` on three layers of one spectrum, whose gradients change as :func:`calming` says."""
+    layers = {name: matrix(40, 40, 0.9, seed) for seed, name in enumerate(("calm", "falling", "settling"))}
+    gradients = lambda p, step: {name: calming(name, step) * layer[None] for name, layer in layers.items()}  # noqa: E731
+    Simulator(state, {name: torch.zeros_like(layer) for name, layer in layers.items()}, gradients).run(steps, 0.0)
+    return state
+
+
+def test_accordion_sends_more_of_layers_whose_gradient_changes():
+    def made() -> AccordionState:
+        return AccordionState("ef", "lowrank:8", min_numel=1, adjust_every=3, accumulate=2)
+
+    assert after(made(), 4).knobs == {"calm": 12, "falling": 12, "settling": 12}
+    state = after(made(), 7)
+    assert state.knobs == {"calm": 5, "falling": 12, "settling": 12}
+    again = made()
+    again.load_state_dict(state.state_dict())
+    assert after(again, 3).knobs == {"calm": 5, "falling": 12, "settling": 5}
+
+
+def test_choices_within_the_error_of_accordion_take_no_more_bytes_than_it():
+    options: dict[str, Any] = {"min_numel": 1, "adjust_every": 3, "accumulate": 2}
+    baseline = after(AccordionState("csgd", "lowrank:8", **options), 7).history
+    chosen = after(LGreCoState("csgd", "lowrank:8", accordion=Accordion(), **options), 7).history
+    for ours, theirs in zip(chosen, baseline, strict=True):
+        assert ours["allowed_error"] == pytest.approx(theirs["error"])
+        assert ours["error"] <= ours["allowed_error"] * (1 + 1e-9)
+        assert ours["nbytes"] <= theirs["nbytes"]
+    assert chosen[-1]["nbytes"] < baseline[-1]["nbytes"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"calm": 2.0}, "calm must be above 0"), ({"threshold": 0.0}, "threshold must be positive")]
+)
+def test_settings_of_accordion_are_checked(options: dict[str, float], message: str):
+    with pytest.raises(InvalidArgument, match=message):
+        Accordion(**options)
 
 
 @pytest.mark.parametrize(

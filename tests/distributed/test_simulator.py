@@ -47,6 +47,23 @@ def test_error_feedback_stalls_on_heterogeneous_data_where_control_does_not(seed
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_control_does_without_knowing_them_what_the_gradients_at_the_solution_would_do(seed: int):
+    """The ideal that EControl is derived from: error feedback on what is left of each gradient once its value at the solution is known."""
+    problem = quadratics(seed)
+    known = problem.gradients({"x": problem.solution}, 0)["x"]
+    assert float(known.mean(0).norm()) < 1e-9  # so that the mean of the messages needs no correction
+    ideal = Simulator(
+        simulated(problem, "ef", start=zeros(problem)).state, zeros(problem),
+        lambda parameters, step: {"x": problem.gradients(parameters, step)["x"] - known},
+    )  # fmt: skip
+    ideal.run(1200, 0.01)
+    control = simulated(problem, "econtrol", start=zeros(problem))
+    control.run(1200, 0.01)
+    assert problem.distance(ideal.parameters) < 1e-10
+    assert problem.distance(control.parameters) < 1e-10
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_logistic_regression_likewise(seed: int):
     problem = Logistic.random(4, 40, 12, seed=seed)
     start = torch.zeros(12, dtype=torch.float64)

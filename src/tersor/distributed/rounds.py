@@ -156,7 +156,7 @@ def _begin(state: ErrorFeedbackState, name: str, gradient: Tensor) -> _Part:
     if any(tensor.shape != rows.shape for tensor in memory.values()):
         raise InvalidArgument(f"the gradient of {name} has {rows.shape[1]} entries for {rows.shape[0]} workers, its memory another size")
     target = rules.target(state.mode, rows, memory, state.eta_of(compressor, shape), state.beta)
-    state.observe(name, target)
+    state.observe(name, target, rows)
     return _Part(name, shape, rows, compressor, False, context, target, forgets=first and state.init == "compressed")
 
 

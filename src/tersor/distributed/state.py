@@ -117,8 +117,8 @@ class ErrorFeedbackState:
         """The weight of the error for a tensor."""
         return compressor.eta(shape) if self.eta == "auto" else float(self.eta)
 
-    def observe(self, name: str, target: Tensor) -> None:
-        """Called with what is about to be compressed, ``[workers, numel]``; for states that adapt to it."""
+    def observe(self, name: str, target: Tensor, gradient: Tensor) -> None:
+        """Called with what is about to be compressed and the gradient itself, ``[workers, numel]``; for states that adapt to it."""
 
     def before(self, gradients: Mapping[str, tuple[int, ...]]) -> None:
         """Called before each exchange with the shapes it concerns; may communicate."""
