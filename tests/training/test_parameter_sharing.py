@@ -231,7 +231,7 @@ def test_bad_input_is_one_sentence(make: object, words: str) -> None:
 
 
 def test_weights_without_a_scale_are_refused() -> None:
-    for value, words in ((0.0, "1 starts as a constant"), (torch.nan, "1 holds NaN or Inf")):
+    for value, words in ((0.0, "1 starts as a constant"), (torch.nan, "1.weight holds NaN or Inf")):
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
         nn.init.constant_(model[1].weight, value)
         with pytest.raises(InvalidArgument, match=words):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tersor.errors import InvalidArgument
+from tersor.training.guards import check_framework
 
 if TYPE_CHECKING:
     from tersor.training.compression import Compression
@@ -17,9 +18,8 @@ def trainer_callback(compression: Compression) -> Any:
     class CompressionCallback(TrainerCallback):
         """Binds the optimizer when training begins, and tells when epochs end."""
 
-        def on_train_begin(
-            self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **_: Any
-        ) -> None:
+        def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **_: Any) -> None:
+            check_framework(compression.methods)
             if compression.total_steps is None:
                 compression.total_steps = int(state.max_steps)
             if compression._optimizer is None:
@@ -65,6 +65,7 @@ def lightning_callback(compression: Compression) -> Any:
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             if len(trainer.optimizers) != 1:
                 raise InvalidArgument(f"the module has {len(trainer.optimizers)} optimizers; one Compression serves one optimizer")
+            check_framework(compression.methods)
             if compression.total_steps is None:
                 compression.total_steps = int(trainer.estimated_stepping_batches)
             compression._bind(getattr(trainer.optimizers[0], "optimizer", trainer.optimizers[0]))

@@ -52,6 +52,8 @@ class ClassDependentLoss:
     factor: float = field(default=1.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.classes, (int, Sequence)):
+            raise InvalidArgument(f"classes must be a label or a list of labels, got {self.classes!r}")
         wanted = (self.classes,) if isinstance(self.classes, int) else tuple(self.classes)
         for label in wanted:
             check_integer("classes", label, 0)
@@ -65,8 +67,18 @@ class ClassDependentLoss:
             raise InvalidArgument("weight must be above 0; with 0 the classes would not be learned")
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of ``logits`` ``[n, classes]``, or ``[n]`` or ``[n, 1]`` for a single logit, and ``labels`` ``[n]``."""
-        score, positive = self.scores(logits), self.positive(labels)
+        """The loss of ``logits`` ``[n, classes]``, or ``[n]`` or ``[n, 1]`` for a single logit, and ``labels`` ``[n]``.
+
+        Raises:
+            InvalidArgument: If a class or a label is not among those of the logits, or the shapes do not fit.
+        """
+        if logits.ndim not in (1, 2) or labels.ndim != 1 or len(labels) != len(logits):
+            raise InvalidArgument(
+                f"logits must be [n, classes] and labels [n], got {list(logits.shape)} and {list(labels.shape)}; flatten what is more"
+            )
+        score = self.scores(logits)
+        _check_labels(labels, max(logits.shape[1], 2) if logits.ndim == 2 else 2)
+        positive = self.positive(labels)
         single = logits.ndim == 1 or logits.shape[1] == 1
         each = F.binary_cross_entropy_with_logits(score, positive.to(score.dtype), reduction="none") if single else F.cross_entropy(
             logits, labels, reduction="none"
@@ -107,6 +119,14 @@ class ClassDependentLoss:
         highest = others.topk(min(self.hardest, len(others))).values.mean()
         behind = (probabilities[positive] - highest).clamp(max=0)
         return behind.square().sum() / (positive.sum() + 1)
+
+
+def _check_labels(labels: Tensor, count: int) -> None:
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InvalidArgument(f"labels must be integers, got {str(labels.dtype).removeprefix('torch.')}; convert them with .long()")
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+        told = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+        raise InvalidArgument(f"label {told} is out of range: the network tells {count} apart, 0 to {count - 1}")
 
 
 def decision_threshold(scores: Tensor, positive: Tensor, misses: int) -> float:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from tersor import checkpoints
 from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_integer
+from tersor.training.guards import check_job, check_optimizer, check_replicas
 from tersor.training.method import Method
 
 
@@ -35,11 +36,13 @@ class Compression:
         model: The model.
         step: Steps that the optimizer has taken.
         epoch: Epochs that have ended.
+        reshaped: The step after which a method last put parameters of other shapes into the model; 0 if none did. Under
+            DistributedDataParallel wrap the model anew then.
         generator: What methods draw from; its state is part of the checkpoint.
 
     Raises:
-        InvalidArgument: If there is no method, a method finds nothing to do in the model, two would overwrite the same parameter, or the
-            model is sharded.
+        InvalidArgument: If there is no method, a method finds nothing to do in the model or serves another one, two would overwrite
+            the same parameter, or the model is sharded or holds NaN or Inf.
 
     Example:
         >>> import torch
@@ -61,12 +64,9 @@ class Compression:
         self, model: nn.Module, methods: Sequence[Method], *, total_steps: int | None = None, seed: int = 0,
         example_inputs: tuple[Any, ...] | None = None,
     ) -> None:  # fmt: skip
-        if not methods:
-            raise InvalidArgument("no method was given; name at least one, such as GradualPruning(sparsity=0.9)")
+        check_job(model, methods, example_inputs, seed)
         if total_steps is not None:
             check_integer("total_steps", total_steps, 1)
-        if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
-            raise InvalidArgument("the model is sharded over devices (DTensor), which training compression does not support; use DDP")
         self.model = model
         self.methods = tuple(methods)
         self.total_steps = total_steps
@@ -74,10 +74,16 @@ class Compression:
         self.generator = torch.Generator().manual_seed(seed)
         self.step = 0
         self.epoch = 0
+        self.reshaped = 0
+        self._finalized = False
+        self._new: list[nn.Parameter] = []
         self._optimizer: Optimizer | None = None
         self._handles: list[Any] = []
         before = {id(parameter): parameter for parameter in model.parameters()}
         for method in self.methods:
+            if method.serving:
+                raise InvalidArgument(f"the same {type(method).__name__} was given twice; make one for each place")
+            method.serving = True
             method.attach(self)
         self._check_overlaps()
         kept = {id(parameter) for parameter in model.parameters()}
@@ -104,24 +110,23 @@ class Compression:
             This object.
 
         Raises:
-            InvalidArgument: If an optimizer is attached already, has stepped, or holds parameters that are no longer in the model.
+            InvalidArgument: If an optimizer is attached already or has stepped, its parameters are not those of the model, or the
+                compression has ended.
         """
-        inner = getattr(optimizer, "optimizer", optimizer)
+        inner: Any = getattr(optimizer, "optimizer", optimizer)
         self._bind(inner)
         self._handles.append(inner.register_step_pre_hook(self._before_step_hook))
         return self
 
     def _bind(self, optimizer: Optimizer) -> None:
         """Take over ``optimizer`` with the post hook alone, which every loop calls at the right moment."""
+        if self._finalized:
+            raise InvalidArgument("the compression has ended with finalize(); make a new Compression to go on")
         if self._optimizer is not None:
             raise InvalidArgument("an optimizer is attached already; one Compression serves one optimizer")
+        check_optimizer(optimizer, self.model, self._gone)
         if self.step == 0 and optimizer.state:
             raise InvalidArgument("the optimizer has stepped before; attach compression before the first step")
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if held & self._gone.keys():
-            raise InvalidArgument(
-                "the optimizer holds parameters that are no longer in the model; build it from model.parameters() after Compression(...)"
-            )
         for group in (group for method in self.methods for group in method.parameter_groups()):
             own = {id(parameter) for parameter in group["params"]}
             for other in optimizer.param_groups:
@@ -148,7 +153,14 @@ class Compression:
         return torch.stack(terms).sum() if terms else None
 
     def before_step(self) -> None:
-        """Add the gradient of :meth:`penalty`; the hooks call it."""
+        """Add the gradient of :meth:`penalty`; the hooks call it.
+
+        Raises:
+            TersorError: If a change of shapes has parted the processes of a distributed training.
+        """
+        if self._new:
+            check_replicas(self._new, self.reshaped)
+            self._new.clear()
         with torch.enable_grad():
             penalty = self.penalty()
             if penalty is not None and penalty.requires_grad:
@@ -157,6 +169,7 @@ class Compression:
     def after_step(self) -> None:
         """Count a step of the optimizer and let the methods act; the hooks call it."""
         self.step += 1
+        self._new.clear()
         with torch.no_grad():
             for method in self.methods:
                 method.after_step(self.step)
@@ -195,6 +208,8 @@ class Compression:
         if self._optimizer is None:
             self._gone[id(old)] = old
             return
+        self.reshaped = self.step
+        self._new.append(new)
         for group in self._optimizer.param_groups:
             group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
         if (state := self._optimizer.state.pop(old, None)) is not None:
@@ -225,15 +240,17 @@ class Compression:
         self._optimizer = None
 
     def finalize(self) -> nn.Module:
-        """End the compression: hooks off, constraints met exactly, plain modules of torch left.
+        """End the compression: hooks off, constraints met exactly, plain modules of torch left. A second call does nothing.
 
         Returns:
             The model, which is the one that was given.
         """
         self.detach()
-        with torch.no_grad():
-            for method in self.methods:
-                method.finalize()
+        if not self._finalized:
+            with torch.no_grad():
+                for method in self.methods:
+                    method.finalize()
+        self._finalized = True
         return self.model
 
     def report(self) -> dict[str, Any]:

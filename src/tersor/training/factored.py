@@ -70,7 +70,7 @@ def factor_layer(layer: Layer, rank: int, scheme: Scheme = "channel") -> nn.Sequ
         New layers, with the type and device of ``layer`` and a copy of its bias on the second.
 
     Raises:
-        InvalidArgument: If the rank is out of range, or the layer is grouped or pads with something else than zeros.
+        InvalidArgument: If the rank is out of range, or the layer is of another type, grouped, or pads with something else than zeros.
 
     Example:
         >>> import torch
@@ -79,6 +79,8 @@ def factor_layer(layer: Layer, rank: int, scheme: Scheme = "channel") -> nn.Sequ
         ((3, 1), (1, 3))
     """
     check_choice("scheme", scheme, Scheme)
+    if type(layer) not in (nn.Linear, nn.Conv2d):
+        raise InvalidArgument(f"only a plain linear layer or a two-dimensional convolution becomes two, not a {type(layer).__name__}")
     weight = layer.weight.detach()
     check_integer("rank", rank, 1, full_rank(weight, scheme))
     left, right = factors(matricised(weight, scheme), rank)

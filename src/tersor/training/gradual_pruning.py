@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import InvalidArgument, TersorError
+from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_choice, check_integer, check_number
-from tersor.training.masks import Latent, end_latent, global_masks, magnitude_mask, make_latent
+from tersor.training.guards import check_trained
+from tersor.training.masks import Latent, check_places, check_shape, end_latent, global_masks, magnitude_mask, make_latent
 from tersor.training.method import Method
 from tersor.training.targets import prunable
 
@@ -75,14 +76,11 @@ class GradualPruning(Method):
         check_moments(self.begin, self.end)
         if self.initial_sparsity > self.sparsity:
             raise InvalidArgument(f"initial_sparsity {self.initial_sparsity:g} is above sparsity {self.sparsity:g}; pruning only goes up")
-        if (self.pattern is not None or self.block is not None) and (self.scope == "global" or (self.pattern and self.block)):
-            raise InvalidArgument("a pattern, blocks and the global scope exclude each other; give one")
-        for length in self.block or ():
-            check_integer("a side of block", length, 1)
+        check_places(self.pattern, self.block)
+        if (self.pattern is not None or self.block is not None) and self.scope == "global":
+            raise InvalidArgument("a pattern or blocks and the global scope exclude each other; give one")
         if self.pattern is not None:
             keep_n, of_m = self.pattern
-            check_integer("of_m of pattern", of_m, 2)
-            check_integer("keep_n of pattern", keep_n, 1, of_m - 1)
             if abs(self.sparsity - (1 - keep_n / of_m)) > 1e-9:
                 raise InvalidArgument(f"pattern {keep_n}:{of_m} has sparsity {1 - keep_n / of_m:g}, not {self.sparsity:g}; pass that")
 
@@ -93,7 +91,7 @@ class GradualPruning(Method):
         if compression.total_steps is not None:
             self._window()
         for name, weight in self._weights.items():
-            _check_shape(name, weight, self.pattern, self.block)
+            check_shape(name, weight, self.pattern, self.block)
         if self.regrow:
             for name in self._weights:
                 owner, _, leaf = name.rpartition(".")
@@ -137,8 +135,7 @@ class GradualPruning(Method):
     def _update(self, sparsity: float) -> None:
         weights: Mapping[str, Tensor] = self._weights
         for name, weight in weights.items():
-            if not bool(torch.isfinite(weight).all()):
-                raise TersorError(f"{name} is not finite after step {self._compression.step}: training diverged; lower the learning rate")
+            check_trained(name, weight, self._compression.step)
         within = {} if self.regrow else self._masks
         if self.scope == "global":
             self._masks = global_masks(weights, sparsity, within)
@@ -192,14 +189,6 @@ def check_moments(begin: int | float, end: int | float) -> None:
             raise InvalidArgument(f"{key} must be a step of at least 0, or a share of the training between 0 and 1, got {value!r}")
     if type(begin) is type(end) and end < begin:
         raise InvalidArgument(f"end {end} is before begin {begin}; give a later one")
-
-
-def _check_shape(name: str, weight: Tensor, pattern: tuple[int, int] | None, block: tuple[int, int] | None) -> None:
-    rows, columns = weight.flatten(1).shape
-    if pattern is not None and columns % pattern[1]:
-        raise InvalidArgument(f"{name} has {columns} inputs, which groups of {pattern[1]} do not divide; name it in ignore")
-    if block is not None and (rows % block[0] or columns % block[1]):
-        raise InvalidArgument(f"{name} of {rows} x {columns} does not divide into blocks of {block[0]} x {block[1]}; name it in ignore")
 
 
 def equal_nonzero_width(factory: Callable[[int], nn.Module], nonzero: int, *, largest: int = 4096) -> int:

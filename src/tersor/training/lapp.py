@@ -13,6 +13,7 @@ from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_choice, check_integer, check_number
 from tersor.training.bypass import Bypass, GatedConv2d
 from tersor.training.gradual_pruning import check_moments
+from tersor.training.guards import check_trained
 from tersor.training.layers import put_layer
 from tersor.training.method import Method
 from tersor.training.structured import Links, evaluating, filter_links, layer_products, remove_filters
@@ -72,6 +73,7 @@ class LAPP(Method):
     _history: list[float] = field(default_factory=list, init=False, repr=False)
 
     name = "lapp"
+    reshapes = True
 
     def __post_init__(self) -> None:
         if not check_number("products", self.products, 0.0, 1.0):
@@ -87,8 +89,6 @@ class LAPP(Method):
         """See :class:`Method`."""
         if compression.example_inputs is None:
             raise InvalidArgument("LAPP counts the products of one forward pass; pass example_inputs=(...) to Compression")
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            raise InvalidArgument("LAPP replaces parameters while it trains, which several workers do not follow; train with one worker")
         self._compression, model, inputs = compression, compression.model, compression.example_inputs
         links = filter_links(model, inputs)
         names, norms = _choose(model, inputs, links, self.targets, self.ignore)
@@ -156,11 +156,13 @@ class LAPP(Method):
         """See :class:`Method`."""
         if self._kept:
             return
-        for gate in self._gates.values():
+        for name, gate in self._gates.items():
             gate.threshold.clamp_(0.0, 1.0 if self.bypass else 1 - 1.5 / gate.conv.out_channels)
             weight = gate.conv.weight
             if self.importance == "taylor" and weight.grad is not None:
                 gate.movement.lerp_((weight * weight.grad).flatten(1).sum(1).abs().to(gate.movement.dtype), 1 - _MEMORY)
+            if step % self.frequency == 0 or step >= self._compression.resolve(self.end):
+                check_trained(f"{name}.weight", weight, step)
             if step % self.frequency == 0:
                 gate.rank(gate.movement if self.importance == "taylor" else weight.abs().flatten(1).sum(1))
         if step >= self._compression.resolve(self.end):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_choice, check_integer, check_number
+from tersor.training.guards import check_trained
 from tersor.training.method import Method
 from tersor.training.ordered import OrderedLayer, cut_ranks
 from tersor.training.swapping import swap_layer, swappable
@@ -82,8 +82,6 @@ class Maestro(Method):
         model = compression.model
         found = swappable(model, self.targets, self.ignore, grouped=False)
         for name, layer in found.items():
-            if not bool(torch.isfinite(layer.weight).all()):
-                raise InvalidArgument(f"{name} holds NaN or Inf; repair the model first")
             self._layers[name] = OrderedLayer(layer).train(layer.training)
             swap_layer(model, layer, self._layers[name])
         self._draw()
@@ -120,7 +118,8 @@ class Maestro(Method):
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Drop the coordinates from the first one whose importance is below the threshold."""
         before = self.ranks
-        for layer in self._layers.values():
+        for name, layer in self._layers.items():
+            check_trained(name, layer.importance(), self._compression.step)
             needed = int((layer.importance() >= self.threshold).sum())
             layer.rank = min(max(needed, self.least_rank), layer.rank)
         self._history.append(self.ranks)

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tersor.errors import InvalidArgument
+from tersor.layerwise.checking import check_integer, check_number
 from tersor.layerwise.masks import keep_highest
+
+Pair = tuple[int, int]
 
 
 def removed_of(numel: int, sparsity: float) -> int:
@@ -17,8 +21,7 @@ def removed_of(numel: int, sparsity: float) -> int:
 
 
 def magnitude_mask(
-    weight: Tensor, sparsity: float, *, pattern: tuple[int, int] | None = None, block: tuple[int, int] | None = None,
-    within: Tensor | None = None,
+    weight: Tensor, sparsity: float, *, pattern: Pair | None = None, block: Pair | None = None, within: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Where ``weight`` is kept when ``sparsity`` of it is removed, the smallest first; exact counts, whatever the ties.
 
@@ -31,8 +34,17 @@ def magnitude_mask(
 
     Returns:
         A boolean tensor of the shape of ``weight``.
+
+    Raises:
+        InvalidArgument: If ``sparsity`` is out of range, the weight is not finite, or a pattern or blocks do not fit it.
     """
-    score = _score(weight, within).flatten(1)
+    check_number("sparsity", sparsity, 0.0, 1.0)
+    check_places(pattern, block)
+    check_shape("the weight", weight, pattern, block)
+    if not bool(torch.isfinite(weight).all()):
+        raise InvalidArgument("the weight holds NaN or Inf, which have no magnitude to compare; repair it first")
+    score = _score(weight, within)
+    score = score.flatten(1) if score.ndim > 1 else score.unsqueeze(0)
     if pattern is not None:
         keep_n, of_m = pattern
         kept = max(round(of_m * (1 - sparsity)), keep_n)
@@ -47,6 +59,39 @@ def magnitude_mask(
     else:
         mask = keep_highest(score, removed_of(score.numel(), sparsity))
     return mask.reshape(weight.shape)
+
+
+def check_places(pattern: Pair | None, block: Pair | None) -> None:
+    """Refuse a pattern that keeps all or nothing, blocks without a side, and both at once.
+
+    Raises:
+        InvalidArgument: Naming the option.
+    """
+    for key, value in (("pattern", pattern), ("block", block)):
+        if value is not None and not (isinstance(value, (tuple, list)) and len(value) == 2):
+            raise InvalidArgument(f"{key} must be a pair of integers, such as (2, 4), got {value!r}")
+    if pattern is not None and block is not None:
+        raise InvalidArgument("a pattern and blocks exclude each other; give one")
+    for length in block or ():
+        check_integer("a side of block", length, 1)
+    if pattern is not None:
+        check_integer("of_m of pattern", pattern[1], 2)
+        check_integer("keep_n of pattern", pattern[0], 1, pattern[1] - 1)
+
+
+def check_shape(name: str, weight: Tensor, pattern: Pair | None, block: Pair | None) -> None:
+    """Refuse a weight that groups or blocks do not divide.
+
+    Raises:
+        InvalidArgument: With its sizes.
+    """
+    if weight.ndim < 2 and (pattern is not None or block is not None):
+        raise InvalidArgument(f"{name} is a vector, which has neither patterns nor blocks; leave it out")
+    rows, columns = weight.flatten(1).shape if weight.ndim > 1 else (1, weight.numel())
+    if pattern is not None and columns % pattern[1]:
+        raise InvalidArgument(f"{name} has {columns} inputs, which groups of {pattern[1]} do not divide; name it in ignore")
+    if block is not None and (rows % block[0] or columns % block[1]):
+        raise InvalidArgument(f"{name} of {rows} x {columns} does not divide into blocks of {block[0]} x {block[1]}; name it in ignore")
 
 
 def global_masks(weights: Mapping[str, Tensor], sparsity: float, within: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

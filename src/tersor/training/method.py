@@ -19,6 +19,8 @@ class Method:
     """
 
     name: ClassVar[str]
+    serving = False  # whether a Compression has taken it
+    reshapes = False  # whether it changes shapes in the middle of a training, which wrappers for several processes do not follow
 
     def attach(self, compression: Compression) -> None:
         """Look at ``compression.model`` and change it in place: swap layers, prepare masks.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.layerwise.checking import check_choice, check_integer, check_number
+from tersor.training.guards import check_trained
 from tersor.training.method import Method
 from tersor.training.targets import prunable
 
@@ -91,6 +92,8 @@ class PruningRounds(Method):
         """See :class:`Method`."""
         if epoch % self.epochs or epoch > self.rounds * self.epochs:
             return
+        for name, weight in self._weights.items():
+            check_trained(name, weight, self._compression.step)
         left: dict[str, Tensor] = {}
         for names, scores, masks in self._groups(self._scores()):
             kept = _without_lowest(scores, masks, self._amounts(scores, masks))

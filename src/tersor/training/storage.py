@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from tersor.errors import CorruptFile, InvalidArgument, TersorError
 from tersor.files import write_atomically
-from tersor.training.bypass import BypassConv2d
+from tersor.training.bypass import BypassConv2d, GatedConv2d
 from tersor.training.layers import put_layer
 from tersor.training.one_way import PerKernelConv
+from tersor.training.ordered import OrderedLayer
 from tersor.training.quest import Quantizer, RoundedInputs
+from tersor.training.shared_layer import SharedLayer
 from tersor.weights import (
     CompressedConv2d,
     CompressedLinear,
@@ -29,6 +31,8 @@ from tersor.weights import (
 )
 
 _FORMAT = "tersor module 1"
+# What methods put into a model while it is trained.
+_UNFINISHED = (OrderedLayer, SharedLayer, GatedConv2d)
 # What a layer of each type is made of: enough to build it anew where the fresh model has another.
 _FIELDS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
@@ -55,7 +59,12 @@ def to_sparse(model: nn.Module, *, least: float = 0.5) -> nn.Module:
 
     Returns:
         The model.
+
+    Raises:
+        InvalidArgument: If ``least`` is out of range.
     """
+    if not 0 <= least <= 1:
+        raise InvalidArgument(f"least must be a fraction from 0 to 1, got {least!r}")
     for name, layer in list(model.named_modules()):
         if type(layer) not in (nn.Linear, nn.Conv2d):
             continue
@@ -89,7 +98,7 @@ def save_module(model: nn.Module, path: str | Path) -> int:
     """
     from safetensors.torch import save
 
-    if any("parametrizations" in key for key in model.state_dict()):
+    if any("parametrizations" in key for key in model.state_dict()) or any(isinstance(layer, _UNFINISHED) for layer in model.modules()):
         raise InvalidArgument("the model is still being compressed; call finalize() before saving it")
     layers = {name: entry for name, layer in model.named_modules() if (entry := _describe(layer)) is not None}
     tensors: dict[str, Tensor] = {}
@@ -146,7 +155,7 @@ def export_onnx(model: nn.Module, example_inputs: tuple[Any, ...], path: str | P
         Bytes of the file.
 
     Raises:
-        InvalidArgument: If onnx, onnxscript or onnxruntime is missing.
+        InvalidArgument: If onnx, onnxscript or onnxruntime is missing, or ``example_inputs`` do not run through the model.
         TersorError: If the model has no ONNX form, or what onnxruntime computes is not the same within 1e-3 relative.
     """
     try:
@@ -160,7 +169,11 @@ def export_onnx(model: nn.Module, example_inputs: tuple[Any, ...], path: str | P
     dense = _densified(deepcopy(model)).eval()
     batch = torch.export.Dim.DYNAMIC
     with torch.no_grad():
-        expected = dense(*example_inputs)
+        try:
+            expected = dense(*example_inputs)
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InvalidArgument(f"example_inputs do not run through the model ({reason}); pass those of a forward pass") from None
         try:
             program = torch.onnx.export(
                 dense, example_inputs, dynamo=True, dynamic_shapes=tuple({0: batch} for _ in example_inputs), verbose=False, optimize=True,

@@ -25,8 +25,11 @@ def prunable(model: nn.Module, targets: Sequence[str] | None = None, ignore: Seq
         ignore: The same, of what to leave out.
 
     Raises:
-        InvalidArgument: If a name fits nothing, or no weight is left.
+        InvalidArgument: If a name fits nothing, no weight is left, or a text was given where a list is wanted.
     """
+    for key, value in (("targets", targets), ("ignore", ignore)):
+        if isinstance(value, str):
+            raise InvalidArgument(f"{key} must be a list of names, got the text {value!r}; write [{value!r}]")
     tables = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)}
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()

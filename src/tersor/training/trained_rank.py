@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tersor.errors import InvalidArgument, TersorError
+from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_choice, check_integer, check_number
 from tersor.training.factored import Scheme, as_weight, factor_model, full_rank, matricised, saves
+from tersor.training.guards import check_trained
 from tersor.training.method import Method
 from tersor.training.swapping import Layer, swappable
 
@@ -88,8 +89,7 @@ class TrainedRankPruning(Method):
             return
         for name, layer in self._layers.items():
             weight, scheme = layer.weight, self.scheme
-            if not bool(torch.isfinite(weight).all()):
-                raise TersorError(f"{name}.weight is not finite after step {step}: training diverged; lower the learning rate")
+            check_trained(f"{name}.weight", weight, step)
             truncated, direction, self._ranks[name] = truncation(matricised(weight, scheme), self.energy)
             if self.energy < 1:
                 weight.copy_(as_weight(truncated, weight.shape, scheme))
