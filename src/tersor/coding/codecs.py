@@ -172,12 +172,13 @@ def _decode_with(name: str, container: Container, size: int, model: Any, force: 
 
 
 def _decode_text(container: Container, model: Any, force: bool) -> bytes:
-    from tersor.coding.text.language_model import LanguageModelCoder
-
     if model is None:
         raise InvalidArgument(f"the file was written with the language model {container.header.get('name')!r}; pass it as model= (--model)")
     if _is_trained(model):
         raise ModelMismatch(f"the file was written with the language model {container.header.get('name')!r}, not by {model.name}")
+    # Torch is not imported for a file that cannot be decoded.
+    from tersor.coding.text.language_model import LanguageModelCoder
+
     return LanguageModelCoder(model).decode(container.header, container.streams, force)
 
 
