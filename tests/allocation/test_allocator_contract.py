@@ -27,8 +27,8 @@ def allocator(request) -> Allocator:
 
 
 def run(allocator: Allocator, problem: Problem, seed: int = 0):
-    options = {"generations": 4, "offspring": 4, "stages": ((1, 8),)} if allocator.name == "evopress" else {}
-    return allocator(problem, fitness=plain_fitness(problem.error), seed=seed, **options)
+    short = {"evopress": {"generations": 4, "offspring": 4, "stages": ((1, 8),)}, "sparse": {"evaluations": 6}}
+    return allocator(problem, fitness=plain_fitness(problem.error), seed=seed, **short.get(allocator.name, {}))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -15,8 +15,8 @@ BLOCKS = [name.split(".")[0] for name in PARTS]
 @pytest.mark.parametrize("drop", [0, 1, 5, 11])
 def test_drops_exactly_as_many_as_asked(name, drop):
     problem = depth_problem(12, drop, scores=[1 + i / 10 for i in range(12)])
-    options = {"generations": 3, "stages": ((1, 1),)} if name == "evopress" else {}
-    found = ALLOCATORS[name](problem, fitness=plain_fitness(problem.error), **options)
+    short = {"evopress": {"generations": 3, "stages": ((1, 1),)}, "sparse": {"evaluations": 4}}
+    found = ALLOCATORS[name](problem, fitness=plain_fitness(problem.error), **short.get(name, {}))
     assert len(dropped(problem, found.choices)) == drop
 
 

@@ -93,6 +93,16 @@ def test_depth_search_drops_whole_sublayers(stories, small_recipe):
         assert all(other in dropped for other in small.weights() if other.startswith(part))
 
 
+def test_a_sparse_search_measures_as_many_models_as_it_may(stories, small_recipe, tmp_path):
+    search = {"method": "sparse", "generations": 6, "tokens": 512, "stages": [[1, 128]]}
+    job = Job(stories, small_recipe(search=search), tmp_path / "out")
+    found = job.search(job.budget)
+    assert (found.method, found.evaluations, job.counters["evaluations"]) == ("sparse", 6, 6)
+    problem = job.problem(job.budget)
+    assert problem.cost(found.choices) <= problem.budget
+    assert found.fitness == min(row["fitness"] for row in found.history)
+
+
 def test_fused_inputs_share_their_level(stories, small_recipe):
     small = tersor.compress(stories, small_recipe(fused="inputs"))
     for block in range(5):

@@ -31,6 +31,7 @@ def test_duplicate_levels_are_listed_once():
         ({"levels": [{"method": "gptq", "bits": [2, 3]}]}, "several levels need a budget"),
         ({"levels": [{"method": "gptq"}], "search": {"stages": [[2, 64]]}}, "one survivor"),
         ({"levels": [{"method": "gptq"}], "search": {"method": "magic"}}, "evopress"),
+        ({"levels": [{"method": "gptq"}], "search": {"method": "sparse", "generations": 2}}, "at least 3 models"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

@@ -1,6 +1,7 @@
 """How much each part may cost: allocators that see costs, errors and a fitness callable, never a model.
 
-``uniform``, ``greedy``, ``lgreco`` and ``random_search`` need tables of costs and errors; ``evopress`` measures whole candidates.
+``uniform``, ``greedy``, ``lgreco`` and ``random_search`` need tables of costs and errors; ``evopress`` and
+``configuration_search`` measure whole candidates.
 """
 
 from tersor.allocation.budget import parse_budget
@@ -12,6 +13,7 @@ from tersor.allocation.problem import Allocation, Choices, Fitness, Problem, Uni
 from tersor.allocation.random_search import random_search
 from tersor.allocation.registry import ALLOCATORS, Allocator, find_allocator
 from tersor.allocation.sensitivity import with_sensitivities
+from tersor.allocation.sparse import configuration_search
 from tersor.allocation.uniform import uniform
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Fitness",
     "Problem",
     "Unit",
+    "configuration_search",
     "depth_problem",
     "dropped",
     "evopress",

@@ -12,6 +12,7 @@ from tersor.allocation.greedy import greedy
 from tersor.allocation.knapsack import lgreco
 from tersor.allocation.problem import Allocation, Fitness, Problem
 from tersor.allocation.random_search import random_search
+from tersor.allocation.sparse import configuration_search
 from tersor.allocation.uniform import uniform
 from tersor.errors import InvalidArgument
 
@@ -63,6 +64,7 @@ ALLOCATORS: dict[str, Allocator] = {
         Allocator("random", random_search, "the best of random draws"),
         Allocator("greedy", greedy, "marginal gain per cost, Fox 1966"),
         Allocator("knapsack", lgreco, "L-GreCo, Markov et al. 2024", beats_uniform=True),
+        Allocator("sparse", configuration_search, "sparse misspecified bandits, Dong, Yang 2023", needs_fitness=True),
         Allocator("evopress", evopress, "EvoPress, Sieberling et al. 2025", needs_fitness=True),
     )
 }

@@ -26,7 +26,7 @@ def compress(
     sparsity: Annotated[float | None, typer.Option(help="Fraction of weights to remove, for methods that prune.")] = None,
     size: Annotated[str | None, typer.Option(help="Size of the tensor file, never exceeded: 60MB, 45MiB, 3.2bpw.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Size as a fraction of the 16-bit model.")] = None,
-    search: Annotated[str | None, typer.Option(help="evopress, knapsack, greedy, random or uniform.")] = None,
+    search: Annotated[str | None, typer.Option(help="evopress, sparse, knapsack, greedy, random or uniform.")] = None,
     calibration: Annotated[str | None, typer.Option(help="Text to fit on: a file, a name, or auto (the model writes it).")] = None,
     evaluation: Annotated[str | None, typer.Option(help="Text for the reported numbers; never the calibration text.")] = None,
     target: Annotated[str | None, typer.Option(help="Format to export to later: gguf, compressed-tensors, safetensors.")] = None,

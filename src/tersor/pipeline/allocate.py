@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor.allocation import ALLOCATORS, Allocation, Problem, Unit, evopress, fill, lgreco, with_sensitivities
+from tersor.allocation import ALLOCATORS, Allocation, Problem, Unit, configuration_search, evopress, fill, lgreco, with_sensitivities
 from tersor.errors import InvalidArgument
 from tersor.files import write_json
 from tersor.models import Model
@@ -109,7 +110,7 @@ def allocate(problem: Problem, search: Search, fitness: Fitness | None, state: P
     Args:
         problem: Units, costs and budget.
         search: Which allocator, and its options.
-        fitness: Judges whole models; needed by evopress.
+        fitness: Judges whole models; needed by evopress and sparse.
         state: File in which evopress keeps its state, so that a killed search resumes.
         progress: Told of every generation.
 
@@ -118,9 +119,11 @@ def allocate(problem: Problem, search: Search, fitness: Fitness | None, state: P
     """
     if all(len(unit.costs) == 1 for unit in problem.units):
         return ALLOCATORS["uniform"](problem)
-    if search.method == "evopress":
+    if search.method in ("evopress", "sparse"):
         if fitness is None:
-            raise InvalidArgument("evopress needs search tokens; set search.tokens")
+            raise InvalidArgument(f"{search.method} needs search tokens; set search.tokens")
+        if search.method == "sparse":
+            return _few(problem, search, fitness, progress)
         if search.initial == "fittest":
             problem = _weighed(problem, search, fitness, state.with_name(f"{state.stem}-sensitivities.json"), progress)
         progress.start("searching", search.generations)
@@ -140,6 +143,20 @@ def allocate(problem: Problem, search: Search, fitness: Fitness | None, state: P
         found = lgreco(problem) if search.method == "knapsack" else ALLOCATORS[search.method](problem)
     progress.advance()
     return found
+
+
+def _few(problem: Problem, search: Search, fitness: Fitness, progress: Progress) -> Allocation:
+    """The sparse search, with every model that it measures told to ``progress``."""
+    progress.start("searching", search.generations)
+
+    def judge(candidates: Sequence[Choices], *, parent: Choices, tokens: int, seed: int) -> list[float]:
+        values: list[float] = []
+        for candidate in candidates:
+            values += fitness([candidate], parent=parent, tokens=tokens, seed=seed)
+            progress.advance(note=f"KL {values[-1]:.4f}")
+        return values
+
+    return configuration_search(problem, judge, evaluations=search.generations, tokens=search.stages[-1][1], seed=search.seed)
 
 
 def _weighed(problem: Problem, search: Search, fitness: Fitness, path: Path, progress: Progress) -> Problem:

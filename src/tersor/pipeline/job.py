@@ -158,7 +158,7 @@ class Job:
         chosen = search or self.recipe.search
         problem = self.problem(budget)
         measured = self.texts.search is not None and any(len(unit.costs) > 1 for unit in problem.units)
-        fitness = self.fitness if measured and chosen.method in ("evopress", "random") else None
+        fitness = self.fitness if measured and chosen.measures else None
         return fill_up(problem, allocate(problem, chosen, fitness, state or self.run.search_state, self.progress))
 
     @property

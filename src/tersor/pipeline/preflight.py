@@ -106,7 +106,7 @@ def preflight(model: Model, plan: Plan, recipe: Recipe, budget: int | None, outp
 
 
 def _teacher_bytes(model: Model, recipe: Recipe) -> int:
-    return 2 * recipe.search.tokens * model.vocabulary if recipe.budget is not None and recipe.search.method == "evopress" else 0
+    return 2 * recipe.search.tokens * model.vocabulary if recipe.budget is not None and recipe.search.measures else 0
 
 
 def _check_room(needs: Preflight, output: Path | None) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tersor.errors import InvalidArgument
 
-SearchName = Literal["evopress", "knapsack", "greedy", "random", "uniform"]
+SearchName = Literal["evopress", "sparse", "knapsack", "greedy", "random", "uniform"]
 Fusion = Literal["auto", "none", "inputs", "sublayer", "block"]
 
 
@@ -51,8 +51,9 @@ class Search(_Strict):
     """How the budget is spread over the layers.
 
     Attributes:
-        method: ``uniform`` asks nothing of the data, ``knapsack`` adds up layer errors, ``evopress`` measures whole models.
-        generations: Rounds of evopress.
+        method: ``uniform`` asks nothing of the data, ``knapsack`` adds up layer errors, ``evopress`` measures whole models, ``sparse`` a
+            few of them.
+        generations: Rounds of evopress; for ``sparse``, models measured in all.
         offspring: Candidates a round; for ``random``, candidates in all.
         tokens: Tokens of calibration text set aside for the search, never used to fit a layer.
         stages: ``(survivors, tokens)`` of each selection stage; the last must leave one survivor.
@@ -70,13 +71,20 @@ class Search(_Strict):
     initial: Literal["fittest", "uniform", "knapsack", "random"] = "fittest"
     seed: int = 0
 
+    @property
+    def measures(self) -> bool:
+        """Whether it measures whole models."""
+        return self.method in ("evopress", "sparse", "random")
+
     @model_validator(mode="after")
     def _stages(self) -> Search:
         if not self.stages or self.stages[-1][0] != 1:
             raise ValueError("stages must end with one survivor, for example [[3, 256], [1, 1024]]")
         largest = max(tokens for _, tokens in self.stages)
-        if self.method == "evopress" and largest > self.tokens:
+        if self.method in ("evopress", "sparse") and largest > self.tokens:
             raise ValueError(f"a stage asks for {largest} tokens but tokens is {self.tokens}")
+        if self.method == "sparse" and self.generations < 3:
+            raise ValueError(f"generations is {self.generations}, but a sparse search measures at least 3 models")
         return self
 
 

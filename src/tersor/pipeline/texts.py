@@ -41,7 +41,7 @@ def needed_tokens(recipe: Recipe) -> tuple[int, int, int]:
     fit = recipe.needs_inputs
     calibration = recipe.calibration.tokens if fit or recipe.search.method in ("knapsack", "greedy") else 0
     held_out = recipe.calibration.held_out if calibration else 0
-    search = recipe.search.tokens if recipe.budget is not None and recipe.search.method in ("evopress", "random") else 0
+    search = recipe.search.tokens if recipe.budget is not None and recipe.search.measures else 0
     return calibration, held_out, search
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from tersor.allocation.recovery import sparse_parameter
 from tersor.layerwise.checking import check_integer, check_number
-from tersor.limits.checking import Array, check_array
+from tersor.limits.checking import Array, check_array, optional
 
 
 def recover(features: Any, rewards: Any, misspecification: float, sparsity: int, *, positive: bool = False) -> Array:
@@ -32,34 +31,5 @@ def recover(features: Any, rewards: Any, misspecification: float, sparsity: int,
     values = check_array("rewards", rewards, 1, (len(rows),))
     check_number("misspecification", misspecification, 0.0)
     check_integer("sparsity", sparsity, 1, rows.shape[1])
-    parameter = _least_norm(rows, values, misspecification, positive)
-    support = np.argsort(-np.abs(parameter), kind="stable")[:sparsity]
-    support = support[np.abs(parameter[support]) > 1e-9 * max(float(np.abs(parameter).max()), 1e-300)]
-    found = np.zeros(rows.shape[1])
-    if len(support):
-        found[support] = _refitted(rows[:, support], values, positive)
-    return found
-
-
-def _least_norm(rows: Array, values: Array, misspecification: float, positive: bool) -> Array:
-    """Linear program in ``[theta+, theta-, t]``: the slack ``t`` above ``eps`` costs more than any parameter can save."""
-    from scipy.optimize import linprog
-
-    count, dimension = rows.shape
-    signs = 1 if positive else 2
-    both = np.concatenate((rows, -rows), 1) if signs == 2 else rows
-    slack = -np.ones((count, 1))
-    constraints = np.concatenate((np.concatenate((both, slack), 1), np.concatenate((-both, slack), 1)))
-    limits = np.concatenate((values + misspecification, misspecification - values))
-    cost = np.concatenate((np.ones(signs * dimension), [1e4 * count]))
-    solved = linprog(cost, A_ub=constraints, b_ub=limits, bounds=(0, None), method="highs")
-    solution = solved.x[:-1].reshape(signs, dimension)
-    return solution[0] - solution[1] if signs == 2 else solution[0]
-
-
-def _refitted(rows: Array, values: Array, positive: bool) -> Array:
-    if positive:
-        from scipy.optimize import nnls
-
-        return np.asarray(nnls(rows, values)[0])
-    return np.asarray(np.linalg.lstsq(rows, values, rcond=1e-10)[0])
+    optional("scipy")
+    return sparse_parameter(rows, values, misspecification, sparsity, positive=positive)

@@ -1,17 +1,19 @@
-"""Search over compression configurations as a sparse misspecified bandit: a few layers matter, and effects nearly add up."""
+"""Few evaluations of whole models, taken as a sparse misspecified bandit: a few layers matter, and effects nearly add up."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 
-from tersor.allocation import Allocation, Choices, Fitness, Problem, lgreco, make_allocation, uniform
-from tersor.errors import InvalidArgument
-from tersor.layerwise.checking import check_integer, check_number
-from tersor.limits.bandits.recovery import recover
-from tersor.limits.checking import Array
+from tersor.allocation.judging import check_tokens
+from tersor.allocation.knapsack import lgreco
+from tersor.allocation.problem import Allocation, Choices, Fitness, Problem, make_allocation
+from tersor.allocation.recovery import Array, sparse_parameter
+from tersor.allocation.uniform import uniform
+from tersor.errors import InvalidArgument, TersorError
 
 # A unit whose effect was not seen is not free: it counts this share of the middle one of those that were.
 _LEAST = 0.05
@@ -28,8 +30,8 @@ def configuration_search(
 
     The feature of a unit is its own layer error, so its unknown weight says how much that error matters to the whole model. Most units
     are taken to weigh alike, as when layer errors are simply added up; a few deviate. The uniform allocation, the knapsack for equal
-    weights and those for random weights are judged first; then, over and over, the deviations are recovered (:func:`recover`) and the
-    knapsack for the weights found is judged. Prefer :func:`tersor.allocation.evopress` where hundreds of evaluations are affordable: it
+    weights and those for random weights are judged first; then, over and over, the deviations are recovered by a linear program and the
+    knapsack for the weights found is judged. Prefer :func:`evopress` where hundreds of evaluations are affordable: it
     sees how units act on each other, which this does not.
 
     Args:
@@ -47,13 +49,13 @@ def configuration_search(
 
     Raises:
         InvalidArgument: On an argument out of range, or if no judged allocation has a finite fitness.
+        TersorError: Without scipy, which solves the linear programs.
+
+    Reference:
+        Dong, Yang: "Does Sparsity Help in Learning Misspecified Linear Bandits?", 2023, for the model.
     """
+    _check(fitness, exploration, sparsity=(sparsity, 1), evaluations=(evaluations, 3), tokens=(tokens, 1), seed=(seed, 0))
     merged, expand = problem.merged()
-    check_integer("sparsity", sparsity, 1)
-    check_integer("evaluations", evaluations, 3)
-    check_number("exploration", exploration, 0.0, 1.0)
-    check_integer("tokens", tokens, 1)
-    check_integer("seed", seed, 0)
     model = _Model(merged, min(sparsity, len(merged.units)))
     random = np.random.default_rng(seed)
     judged: dict[Choices, float] = {}
@@ -77,6 +79,18 @@ def configuration_search(
     if not math.isfinite(judged[best]):
         raise InvalidArgument("no judged allocation has a finite fitness; raise the budget")
     return make_allocation(problem, expand(best), "sparse", fitness=judged[best], evaluations=len(judged), history=tuple(history))
+
+
+def _check(fitness: Fitness, exploration: float, **integers: tuple[int, int]) -> None:
+    """Refuse options out of range, a minibatch that there are no tokens for, and a missing scipy, before anything is judged."""
+    for name, (value, lowest) in integers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            raise InvalidArgument(f"{name} must be an integer of at least {lowest}, got {value!r}")
+    if not 0 <= exploration < 1:
+        raise InvalidArgument(f"exploration must be a number of at least 0 and below 1, got {exploration!r}")
+    check_tokens(fitness, integers["tokens"][0])
+    if find_spec("scipy") is None:
+        raise TersorError("scipy is not installed; it comes with pip install 'tersor[limits]'")
 
 
 class _Model:
@@ -135,7 +149,7 @@ class _Model:
             part: Array = np.multiply.outer(total, total @ columns) / energy
             return columns - part
 
-        deviations = recover(without_total(centred), without_total(rises), 0.1 * float(values.std()), self.sparsity)
+        deviations = sparse_parameter(without_total(centred), without_total(rises), 0.1 * float(values.std()), self.sparsity)
         common = float(total @ (rises - centred @ deviations)) / energy
         found = common + deviations
         positive = found[found > 0]
