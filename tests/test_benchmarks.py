@@ -15,7 +15,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 COMMANDS = (
     "peers", "quantizers", "llamacpp", "speed", "fitness", "memory", "representations", "text_codecs", "image_codecs", "mutations", "kvcache",
-    "communication", "training",
+    "communication", "training", "finetuning",
 )  # fmt: skip
 
 

@@ -323,6 +323,23 @@ def test_a_checkpoint_of_another_job_or_a_damaged_one_is_refused(tmp_path: Path)
         compresso(decoder(), tokens(0), Compresso(rank=2), short, checkpoint=path)
 
 
+def test_without_adapters_nothing_but_the_cut_changes_the_weights():
+    model = decoder()
+    pruned = compresso(model, tokens(0), Compresso(keep=0.7, adapted=(), kinds=("units",)), SCHEDULE, held_out=tokens(1))
+    assert torch.equal(pruned.model.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    kept = pruned.masks.units[0].bool()
+    assert torch.equal(pruned.model.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight[kept])
+
+
+def test_without_the_lagrangian_the_size_does_not_press_on_the_gates():
+    free, pressed = (
+        compresso(decoder(), tokens(0), Compresso(keep=0.5, rank=2, lagrangian=lagrangian), SCHEDULE) for lagrangian in (False, True)
+    )
+    before_the_cut = round(0.6 * SCHEDULE.steps) - 2
+    assert free.expected_keep[before_the_cut] > 0.9 > pressed.expected_keep[before_the_cut]
+    assert free.parameters <= 0.5 * free.original_parameters
+
+
 def test_parts_chosen_elsewhere_are_cut_and_healed():
     model = decoder()
     scores = magnitude_scores(Decoder(model))

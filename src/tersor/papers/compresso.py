@@ -15,6 +15,7 @@ from torch import Tensor
 from tersor.models import Model
 from tersor.papers.frame import Paper, Result, Row, measured
 from tersor.training import (
+    COLLABORATIVE_PROMPT,
     Compresso,
     Decoder,
     Masks,
@@ -38,6 +39,9 @@ PAPER = Paper(
 SEEDS = (10, 11, 12)
 OURS, MAGNITUDE, RANDOM = "compresso", "magnitude, the same shape", "random, the same shape"
 LONGER = "magnitude, as many steps in all"
+# What is left out, or for the prompt put in, at one size.
+NO_ADAPTERS, NO_LAGRANGIAN, PROMPTED = "compresso, no adapters", "compresso, no Lagrangian", "compresso, with the prompt"
+ABLATED_AT = 0.7
 RIVALS = (MAGNITUDE, RANDOM)
 RATES = (2e-3, 8e-3)
 CONTEXT, BATCH = 64, 8
@@ -53,10 +57,11 @@ class Effort:
     steps: int
     pilot: int
     windows: int
+    ablations: bool
 
 
-FULL = Effort((0.7,), 80, 20, 64)
-QUICK = Effort((0.7,), 30, 10, 32)
+FULL = Effort((0.85, 0.7, 0.55), 80, 20, 64, True)
+QUICK = Effort((0.7,), 30, 10, 32, False)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ def run(quick: bool) -> Result:
     for keep in effort.keeps:
         for seed in SEEDS:
             rows += measured(_compare(model, texts, effort.steps, rate, keep, seed))
+    if effort.ablations:
+        rows += [row for seed in SEEDS for row in measured(_ablated(model, texts, effort.steps, rate, seed))]
 
     def loss(method: str, keep: float) -> float:
         return fmean(math.log(row["perplexity"]) for row in rows if row["method"] == method and row.get("keep") == keep)
@@ -92,8 +99,13 @@ def run(quick: bool) -> Result:
         *(f"keep {keep:g}: {gap:.4f} nats a token below the best baseline of equal healing, mean over seeds" for keep, gap in gaps.items()),
         *(f"keep {keep:g}: {gap:.4f} below magnitude if that also heals in the steps that the gates took" for keep, gap in longer.items()),
         f"the cut changed the loss of the masked model by at most {worst:.2g} nats a token",
-        f"the rate of all adapters, {rate:g}, was chosen on validation windows for the cut by magnitude; no collaborative prompt was used",
-    ]
+        f"the rate of all adapters, {rate:g}, was chosen on validation windows for the cut by magnitude",
+        *(
+            f"{name} at keep {ABLATED_AT:g}: {loss(name, ABLATED_AT) - loss(OURS, ABLATED_AT):+.4f} nats a token against compresso"
+            for name in (NO_ADAPTERS, NO_LAGRANGIAN, PROMPTED) if effort.ablations
+        ),
+        "the prompt stands in front of every window of its row, in training and in the test; elsewhere there is none",
+    ]  # fmt: skip
     margin = min(gaps.values())
     baseline = f"{', '.join(RIVALS)}; each with the same adapters and healing steps"
     return Result(rows, baseline, margin, SEEDS, margin > 0, ("stories260k", "tinystories"), notes)
@@ -108,8 +120,8 @@ def _texts(model: Model, effort: Effort) -> Texts:
 
 
 @torch.no_grad()
-def _perplexity(module: Any, windows: Tensor) -> float:
-    return math.exp(torch.stack([language_loss(module, part) for part in windows.split(32)]).mean().item())
+def _perplexity(module: Any, windows: Tensor, prompt: Tensor | None = None) -> float:
+    return math.exp(torch.stack([language_loss(module, part, prompt) for part in windows.split(32)]).mean().item())
 
 
 def _rate(model: Model, texts: Texts, effort: Effort) -> float:
@@ -119,9 +131,11 @@ def _rate(model: Model, texts: Texts, effort: Effort) -> float:
     return min(RATES, key=lambda rate: losses[rate])
 
 
-def _trained(model: Model, texts: Texts, method: Compresso, steps: int, rate: float, seed: int) -> Pruned:
+def _trained(
+    model: Model, texts: Texts, method: Compresso, steps: int, rate: float, seed: int, prompt: Tensor | None = None
+) -> Pruned:  # fmt: skip
     schedule = Schedule(steps=steps, batch=BATCH, learning_rate=rate, check_every=max(steps // 4, 1), seed=seed)
-    return compresso(model.module, texts.train, method, schedule, held_out=texts.chosen_by)
+    return compresso(model.module, texts.train, method, schedule, held_out=texts.chosen_by, prompt=prompt)
 
 
 def _even(model: Model, keep: float) -> Shape:
@@ -161,12 +175,27 @@ def _compare(model: Model, texts: Texts, steps: int, rate: float, keep: float, s
     yield given(LONGER, shape, 2 * steps)
 
 
-def _row(name: str, keep: float, seed: int, pruned: Pruned, texts: Texts, seconds: float) -> Row:
+def _ablated(model: Model, texts: Texts, steps: int, rate: float, seed: int) -> Iterator[Row]:
+    """Compresso without one of its parts, and with the prompt that the paper adds."""
+    variants: tuple[tuple[str, dict[str, Any], Tensor | None], ...] = (
+        (NO_ADAPTERS, {"adapted": ()}, None), (NO_LAGRANGIAN, {"lagrangian": False}, None),
+        (PROMPTED, {}, model.encode(COLLABORATIVE_PROMPT)),
+    )  # fmt: skip
+    for name, options, prompt in variants:
+        began = time.process_time()
+        method = Compresso(ABLATED_AT, begin=BEGIN, end=END, fix=FIX, **options)
+        pruned = _trained(model, texts, method, 2 * steps, rate, seed, prompt)
+        yield _row(name, ABLATED_AT, seed, pruned, texts, time.process_time() - began, prompt)
+
+
+def _row(
+    name: str, keep: float, seed: int, pruned: Pruned, texts: Texts, seconds: float, prompt: Tensor | None = None
+) -> Row:  # fmt: skip
     shape = pruned.masks.shape
     assert pruned.masked_loss is not None
     assert pruned.sliced_loss is not None
     return {
         "method": name, "keep": keep, "seed": seed, "parameters": pruned.parameters, "heads": shape.groups[0], "units": shape.units[0],
-        "width": shape.width, "perplexity": _perplexity(pruned.model, texts.test), "expected_keep": None,
+        "width": shape.width, "perplexity": _perplexity(pruned.model, texts.test, prompt), "expected_keep": None,
         "cut_minus_masked": pruned.sliced_loss - pruned.masked_loss, "cpu_seconds": seconds,
     }  # fmt: skip

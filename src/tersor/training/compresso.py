@@ -206,7 +206,9 @@ class _Job:
         self.compression = Compression(self.model, [method], total_steps=schedule.steps, seed=schedule.seed)
         self.adapters = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self.trained = self.adapters | method.named_parameters()
-        self.optimizer = torch.optim.AdamW(list(self.adapters.values()), lr=schedule.learning_rate, weight_decay=0.0)
+        # Where there are no adapters the frozen weights stand in: without a gradient they stay what they are.
+        trained = list(self.adapters.values()) or list(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(trained, lr=schedule.learning_rate, weight_decay=0.0)
         self.compression.attach(self.optimizer)
         self.fixed = 0 if method.masks is not None else self.compression.resolve(method.fix)
         self.losses: list[float] = []
@@ -230,7 +232,8 @@ class _Job:
         if not torch.isfinite(loss):
             raise TersorError(f"the loss is {loss.item()} at step {self.step + 1}; lower learning_rate, or rate of the gates")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if loss.requires_grad:  # nothing is left to train where gates are fixed and there are no adapters
+            loss.backward()
         nn.utils.clip_grad_norm_(list(self.adapters.values()), 1.0)
         learning = self.method.settled is None
         self.optimizer.step()

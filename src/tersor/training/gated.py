@@ -44,10 +44,12 @@ class Compresso(Method):
         rank: Of the adapters.
         alpha: Their scale, times ``rank``.
         adapted: Names of the projections with adapters. The paper adapts queries and values; where a third of the model goes, all have
-            something to make up for.
+            something to make up for. Empty for no adapters: gates alone are learned then, and nothing heals.
         rate: Learning rate of the gates: a logit goes from one bound to the other in 9.2 divided by it; the paper's 0.1 needs thousands of
             steps.
         multiple: The width and the numbers of units become multiples of it; 32 or 64 suits quantised formats and GPUs.
+        lagrangian: Let the size that is aimed at press on the gates. Without it they follow the loss alone and the lowest go in the end:
+            the ablation, which shows what the pressure is worth.
         masks: Parts chosen elsewhere: no gates are learned then, ``keep`` and ``kinds`` are ignored, and adapters heal from the first
             step.
 
@@ -69,6 +71,7 @@ class Compresso(Method):
     adapted: Sequence[str] = PROJECTIONS
     rate: float = 0.3
     multiple: int = 1
+    lagrangian: bool = True
     masks: Masks | None = field(default=None, repr=False)
     _fixed: Masks | None = field(default=None, init=False, repr=False)
     _handles: list[Any] = field(default_factory=list, init=False, repr=False)
@@ -175,7 +178,7 @@ class Compresso(Method):
 
     def penalty(self) -> Tensor | None:
         """See :class:`Method`."""
-        return self.gates.penalty(self.keep_at(self._compression.step)) if self.learning else None
+        return self.gates.penalty(self.keep_at(self._compression.step)) if self.learning and self.lagrangian else None
 
     def after_step(self, step: int) -> None:
         """See :class:`Method`."""
