@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,3 +59,23 @@ def test_the_margin_and_the_effort_come_from_the_rows():
     assert misspecified_bandits._effort(rows).startswith(
         "evopress needs more than 120 evaluations to reach what the sparse model found with 9"
     )
+
+
+def test_where_all_assignments_are_judged_none_is_better_than_the_best():
+    from tersor.allocation import Problem, Unit
+
+    problem = Problem(tuple(Unit(f"u{i}", (2, 3, 4), (0.5, 0.2, 0.1), 10) for i in range(4)), 12)
+    pool = misspecified_bandits._maximal(problem)
+    # Nothing is left in any of them, and nothing that uses up the budget is missing.
+    assert sorted(pool) == sorted(c for c in product(range(3), repeat=4) if problem.cost(c) == 12)
+    values = np.array([2.0 + sum((i + 1) * problem.units[i].errors[choice] for i, choice in enumerate(choices)) for choices in pool])
+    assert misspecified_bandits._misspecification(problem, pool, values) == pytest.approx(0, abs=1e-9)
+    values[3] += 0.4
+    assert 0 < misspecified_bandits._misspecification(problem, pool, values) <= 0.2 + 1e-9
+
+
+def test_a_gap_and_an_effort_are_both_asked_for():
+    row = {"gap": 0.1, "misspecification": 0.05, "needed": 4, "needed_at_random": 20.0}
+    assert misspecified_bandits._close(row)
+    assert not misspecified_bandits._close({**row, "gap": 0.11})
+    assert not misspecified_bandits._close({**row, "needed": 5})
