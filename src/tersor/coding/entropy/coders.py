@@ -17,6 +17,8 @@ from tersor.errors import InvalidArgument
 Coder = Literal["range", "ans", "reference"]
 Symbols = NDArray[np.int32]
 _WORD = 4
+# The places of a table's symbols in a row of all, their number, the table.
+_Group = tuple[slice | NDArray[np.integer], int, IntTable]
 
 
 def encode_symbols(symbols: NDArray[np.integer], table: IntTable, *, coder: Coder = "range") -> bytes:
@@ -59,12 +61,13 @@ def encode_indexed(
     Raises:
         InvalidArgument: If a symbol is outside its table, or an index names no table.
     """
-    values, order, groups = _grouped(tables, indexes, coder, np.asarray(symbols))
-    for table, begin, end in groups:
-        part = values[order[begin:end]]
-        if part.min() < 0 or part.max() >= len(table):
-            raise InvalidArgument(f"a symbol lies outside of its table of {len(table)} symbols: {int(part.min())} to {int(part.max())}")
-    parts = [(values[order[begin:end]], table) for table, begin, end in groups if len(table) > 1]
+    values, groups = _grouped(tables, indexes, coder, np.asarray(symbols))
+    parts = [(values[places], table) for places, _, table in groups]
+    for part, table in parts:
+        least, most = int(part.min()), int(part.max())
+        if least < 0 or most >= len(table):
+            raise InvalidArgument(f"a symbol lies outside of its table of {len(table)} symbols: {least} to {most}")
+    parts = [(part, table) for part, table in parts if len(table) > 1]
     if coder == "reference":
         slow = RangeEncoder()
         for part, table in parts:
@@ -80,13 +83,13 @@ def decode_indexed(data: bytes, tables: Sequence[IntTable], indexes: NDArray[np.
     Raises:
         CorruptStream: If the stream is cut short or longer than the symbols take.
     """
-    _, order, groups = _grouped(tables, indexes, coder)
-    values = np.zeros(order.shape, np.int32)
-    coded = [(order[begin:end], table) for table, begin, end in groups if len(table) > 1]
+    _, groups = _grouped(tables, indexes, coder)
+    values = np.zeros(np.size(indexes), np.int32)
+    coded = [group for group in groups if len(group[-1]) > 1]
     if coder == "reference":
         slow = RangeDecoder(data)
-        for places, table in coded:
-            values[places] = [slow.decode_symbol(table) for _ in places]
+        for places, count, table in coded:
+            values[places] = [slow.decode_symbol(table) for _ in range(count)]
         slow.finish()
     else:
         _decode_words(data, coded, values, coder)
@@ -112,7 +115,7 @@ def _encode_words(parts: list[tuple[Symbols, IntTable]], coder: Coder) -> bytes:
     return compressed
 
 
-def _decode_words(data: bytes, coded: list[tuple[NDArray[np.int64], IntTable]], values: Symbols, coder: Coder) -> None:
+def _decode_words(data: bytes, coded: list[_Group], values: Symbols, coder: Coder) -> None:
     from constriction import stream
 
     if len(data) % _WORD or (coder == "ans" and data and not any(data[-_WORD:])):
@@ -120,19 +123,19 @@ def _decode_words(data: bytes, coded: list[tuple[NDArray[np.int64], IntTable]], 
     words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
     decoder = stream.queue.RangeDecoder(words) if coder == "range" else stream.stack.AnsCoder(words)
     try:
-        for places, table in coded:
-            values[places] = decoder.decode(_model(table), len(places))
+        for places, count, table in coded:
+            values[places] = decoder.decode(_model(table), count)
     except AssertionError:
         raise CorruptStream("the compressed stream is damaged: its code lies outside of every symbol") from None
     # The decoders read on beyond the end without a word. Encoding is several times as fast as decoding, and tells.
-    if _encode_words([(values[places], table) for places, table in coded], coder) != data:
+    if _encode_words([(values[places], table) for places, _, table in coded], coder) != data:
         raise CorruptStream("the compressed stream is not the one that its symbols make: it is damaged or cut short")
 
 
 def _grouped(
     tables: Sequence[IntTable], indexes: NDArray[np.integer], coder: Coder, symbols: NDArray[np.integer] | None = None
-) -> tuple[Symbols, NDArray[np.int64], list[tuple[IntTable, int, int]]]:
-    """The symbols in a row, the order that sorts them by table, and where each table's part of that order begins and ends."""
+) -> tuple[Symbols, list[_Group]]:
+    """The symbols in a row, and for each table in use the places of its symbols in that row."""
     if coder not in get_args(Coder):
         raise InvalidArgument(f"coder must be one of {', '.join(map(repr, get_args(Coder)))}, got {coder!r}")
     places = np.asarray(indexes).reshape(-1)
@@ -142,11 +145,26 @@ def _grouped(
         raise InvalidArgument(f"symbols are integers, got {symbols.dtype}")
     if places.size and (places.min() < 0 or places.max() >= len(tables)):
         raise InvalidArgument(f"indexes name tables 0 to {len(tables) - 1}, got {int(places.min())} to {int(places.max())}")
-    order = np.argsort(places, kind="stable").astype(np.int64)
+    return _row(symbols), _groups(places, tables)
+
+
+def _row(symbols: NDArray[np.integer] | None) -> Symbols:
+    """As int32; what does not fit becomes the nearest that does, which no table holds either."""
+    if symbols is None:
+        return np.zeros(0, np.int32)
+    flat = symbols.reshape(-1)
+    # Steps between the elements, and other byte orders, are not for the coder.
+    return np.ascontiguousarray(flat if flat.dtype == np.int32 else flat.clip(-(2**31), 2**31 - 1).astype(np.int32))
+
+
+def _groups(places: NDArray[np.integer], tables: Sequence[IntTable]) -> list[_Group]:
+    if len(tables) == 1:
+        # Nothing to sort, and views in place of copies: millions of symbols come this way.
+        return [(slice(None), places.size, tables[0])] if places.size else []
+    order = np.argsort(places, kind="stable")
     edges = np.searchsorted(places[order], np.arange(len(tables) + 1)).tolist()
-    groups = [(table, begin, end) for table, begin, end in zip(tables, edges[:-1], edges[1:], strict=True) if end > begin]
-    values = np.zeros(0, np.int32) if symbols is None else np.asarray(symbols).reshape(-1).clip(-(2**31), 2**31 - 1).astype(np.int32)
-    return values, order, groups
+    parts = zip(tables, edges[:-1], edges[1:], strict=True)
+    return [(order[begin:end], end - begin, table) for table, begin, end in parts if end > begin]
 
 
 def _model(table: IntTable) -> Any:
