@@ -60,6 +60,8 @@ def test_unusable_arguments_exit_with_2(arguments):
         (["--method", "gptq", "--bits", "3", "--group-size", "48"], "48"),
         (["--method", "wanda", "--sparsity", "1.5"], "sparsity"),
         (["--method", "wanda", "--bits", "3"], "takes no option 'bits'"),
+        (["--method", "whitened_svd", "--option", "rank=1000"], "rank"),
+        (["--method", "rtn", "--bits", "3", "--option", "bits=4"], "given twice"),
         (["--size", "10KB"], "smallest reachable size"),
         (["--size", "60"], "smallest reachable size"),
         (["--size", "many"], "many"),
@@ -120,14 +122,15 @@ def test_the_evaluation_text_may_not_be_the_calibration_text(stories_path, tmp_p
 
 def test_json_is_alone_on_stdout_and_the_folder_works(stories_path, tmp_path):
     done = run(
-        "compress", stories_path, "--method", "rtn", "--bits", "4", "--calibration", "tinystories", "-o", tmp_path / "out", "--json"
-    )
+        "compress", stories_path, "--method", "rtn", "--bits", "4", "--option", "clip=mse", "--calibration", "tinystories",
+        "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"][-1]["nbytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     info = json.loads(run("info", tmp_path / "out", "--json").stdout)
     assert {row["kind"] for row in info["layers"]} == {"quantized", "dense"}
-    assert run("report", tmp_path / "out", "-o", tmp_path / "report.html").returncode == 0
-    assert "<html" in (tmp_path / "report.html").read_text()
+    assert run("report", tmp_path / "out").returncode == 0
+    assert "<html" in (tmp_path / "out" / "report.html").read_text()
     text = json.loads(run("generate", tmp_path / "out", "Once upon a time", "--tokens", "8", "--json").stdout)["text"]
     assert text.strip()
 

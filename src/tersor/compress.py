@@ -44,7 +44,7 @@ def compress(
         The compressed model; its ``report`` attribute holds the run's :class:`tersor.evaluation.RunReport`.
 
     Raises:
-        InvalidArgument: On an unknown method or key, a value out of range, an impossible budget or overlapping texts.
+        InvalidArgument: On an unknown method or key, a value out of range, a missing or impossible budget, or overlapping texts.
         TersorError: If memory or disk do not suffice, or the folder belongs to another run.
     """
     from contextlib import nullcontext
@@ -62,6 +62,7 @@ def compress(
         raise InvalidArgument(f"{next(iter(options))!r} belongs in the recipe; options go with a method name only")
     if budget is not None:
         chosen = chosen.model_copy(update={"budget": budget})
+    chosen.check_decided()
     loaded = model if isinstance(model, Model) else load(model)
     with TemporaryDirectory() if output is None else nullcontext(output) as folder:
         keep = output is not None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tersor.errors import InvalidArgument
+from tersor.pipeline.defaults import method_options
 from tersor.pipeline.recipe import load_recipe, parse_recipe
 
 
@@ -28,7 +29,6 @@ def test_duplicate_levels_are_listed_once():
         ({"levels": [{"method": "gptq"}], "calibration": {"token": 3}}, "unknown key 'calibration.token'; allowed are text, tokens"),
         ({"levels": [{"method": "gptq"}], "calibration": {"tokens": -3}}, "calibration.tokens"),
         ({"levels": []}, "levels is empty"),
-        ({"levels": [{"method": "gptq", "bits": [2, 3]}]}, "several levels need a budget"),
         ({"levels": [{"method": "gptq"}], "search": {"stages": [[2, 64]]}}, "one survivor"),
         ({"levels": [{"method": "gptq"}], "search": {"method": "magic"}}, "evopress"),
         ({"levels": [{"method": "gptq"}], "search": {"method": "sparse", "generations": 2}}, "at least 3 models"),
@@ -40,6 +40,26 @@ def test_mistakes_are_one_sentence_that_names_the_key(data, said):
         parse_recipe(data)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("levels", [{"method": "gptq", "bits": [2, 3]}, [{"method": "gptq"}, {"method": "rtn"}]], ids=["values", "methods"])
+def test_several_levels_wait_for_a_budget(levels):
+    recipe = parse_recipe({"levels": levels})
+    with pytest.raises(InvalidArgument, match="several levels need a budget"):
+        recipe.check_decided()
+    recipe.model_copy(update={"budget": "3bpw"}).check_decided()
+
+
+def test_options_of_a_method_are_read_as_in_a_recipe():
+    written = ["keep=0.5", "act_order=true", "bits=[3, 4]", "base=gptq", "base_options={bits: 2, group_size: 4}"]
+    read = {"keep": 0.5, "act_order": True, "bits": [3, 4], "base": "gptq", "base_options": {"bits": 2, "group_size": 4}}
+    assert method_options(written) == read
+
+
+@pytest.mark.parametrize("written", [["keep"], ["=3"], ["keep="], ["bits=[3"], ["keep=1", "keep=2"]])
+def test_options_that_say_nothing_are_refused(written):
+    with pytest.raises(InvalidArgument, match="name=value"):
+        method_options(written)
 
 
 def test_yaml_round_trip(tmp_path):

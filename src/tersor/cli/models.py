@@ -24,6 +24,9 @@ def compress(
     bits: Annotated[int | None, typer.Option(help="Bits a weight, for methods that quantise.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Weights that share a scale; divides the layer's inputs. -1: whole rows.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Fraction of weights to remove, for methods that prune.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Any option of the method: keep=0.5, act_order=true, base_options={bits: 2}; once for each.")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="Size of the tensor file, never exceeded: 60MB, 45MiB, 3.2bpw.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Size as a fraction of the 16-bit model.")] = None,
     search: Annotated[str | None, typer.Option(help="evopress, sparse, knapsack, greedy, random or uniform.")] = None,
@@ -37,12 +40,12 @@ def compress(
 ) -> None:
     """Fit MODEL into a budget. Shows progress, can be killed and resumed, ends with a table of size and quality."""
     from tersor.compress import compress as run
-    from tersor.pipeline.defaults import job_recipe
+    from tersor.pipeline.defaults import job_recipe, method_options
     from tersor.pipeline.progress import bars
 
     job = job_recipe(
         recipe, method=method, bits=bits, group_size=group_size, sparsity=sparsity, size=size, ratio=ratio, search=search,
-        calibration=calibration, evaluation=evaluation, target=target, seed=seed,
+        calibration=calibration, evaluation=evaluation, target=target, seed=seed, options=method_options(option or []),
     )  # fmt: skip
     with bars() as progress:
         small = run(model, job, output=output, on=on, restart=restart, progress=progress)

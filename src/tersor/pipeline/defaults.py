@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tersor.errors import InvalidArgument
 from tersor.pipeline.recipe import Recipe, load_recipe, parse_recipe
@@ -32,13 +35,32 @@ def default_menu(method: str | None, given: dict[str, Any], searched: bool) -> d
     return menu
 
 
+def method_options(given: Sequence[str]) -> dict[str, Any]:
+    """``{"keep": 0.5}`` of ``["keep=0.5"]``: values as a recipe would read them.
+
+    Raises:
+        InvalidArgument: If one has no name or value, is not YAML, or a name comes twice.
+    """
+    options: dict[str, Any] = {}
+    for item in given:
+        name, _, written = item.partition("=")
+        try:
+            value = yaml.safe_load(written)
+        except yaml.YAMLError:
+            value = None
+        if not name or value is None or name in options:
+            raise InvalidArgument(f"write each option once as name=value, such as keep=0.5 or bits=[3, 4], not {item!r}")
+        options[name] = value
+    return options
+
+
 def job_recipe(path: Path | None, **flags: Any) -> Recipe:
     """The recipe that the command line's flags describe, or the file at ``path`` with the flags laid over it.
 
     Args:
         path: A YAML recipe.
         **flags: ``method``, ``bits``, ``group_size``, ``sparsity``, ``size``, ``ratio``, ``search``, ``calibration``, ``evaluation``,
-            ``target``, ``seed``; ``None`` for those not given.
+            ``target``, ``seed``; ``None`` for those not given. ``options`` holds further options of the method.
 
     Raises:
         InvalidArgument: If flags contradict each other or a value is not allowed.
@@ -48,8 +70,13 @@ def job_recipe(path: Path | None, **flags: Any) -> Recipe:
     budget = flags["size"] if flags["size"] is not None else flags["ratio"]
     data: dict[str, Any] = load_recipe(path).model_dump(mode="json") if path is not None else {}
     given = {key: flags[key] for key in ("bits", "group_size", "sparsity") if flags[key] is not None}
+    if twice := given.keys() & flags["options"].keys():
+        raise InvalidArgument(f"{min(twice)} is given twice; write it as --{min(twice).replace('_', '-')} or as --option, not both")
+    given |= flags["options"]
     if path is not None and (flags["method"] or given):
-        raise InvalidArgument("a recipe names its own methods; give --recipe or --method, --bits, --group-size and --sparsity, not both")
+        raise InvalidArgument(
+            "a recipe names its own methods; give --recipe or --method, --bits, --group-size, --sparsity and --option, not both"
+        )
     if path is None:
         if flags["method"] is None and budget is None:
             raise InvalidArgument("say how small: --size 60MB, --ratio 0.25, --method gptq --bits 3, or a --recipe")

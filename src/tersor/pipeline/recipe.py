@@ -132,7 +132,8 @@ class Recipe(_Strict):
         evaluation: Text to measure on.
         levels: Choices for every linear layer of the blocks (and an untied head).
         embeddings: Choices for the embedding table with its tied head; empty keeps it dense.
-        budget: ``"60MB"``, ``"45MiB"``, a ratio such as ``0.25`` or ``"3.2bpw"``; ``None`` needs a single level.
+        budget: ``"60MB"``, ``"45MiB"``, a ratio such as ``0.25`` or ``"3.2bpw"``; ``None`` needs a single level, or a budget
+            that is given with the job.
         propagate: Whether a block is fitted on the outputs of the compressed or of the dense blocks before it.
         fused: Which layers must take the same level: ``inputs`` those that read the same input (q/k/v, gate/up), ``sublayer`` and
             ``block`` whole units, for depth pruning; ``auto`` is ``inputs`` for targets that demand it, else ``none``.
@@ -165,9 +166,16 @@ class Recipe(_Strict):
     def _coherent(self) -> Recipe:
         if not self.levels:
             raise ValueError("levels is empty: name at least one method")
-        if self.budget is None and (len(self.expanded()) > 1 or len(self.expanded("embeddings")) > 1):
-            raise ValueError("several levels need a budget (--size or --ratio) to choose between them")
         return self
+
+    def check_decided(self) -> None:
+        """Refuse a recipe that leaves open which level a layer gets.
+
+        Raises:
+            InvalidArgument: If it has several levels and no budget.
+        """
+        if self.budget is None and (len(self.expanded()) > 1 or len(self.expanded("embeddings")) > 1):
+            raise InvalidArgument("several levels need a budget (--size or --ratio) to choose between them")
 
     def expanded(self, which: Literal["levels", "embeddings"] = "levels") -> list[tuple[str, dict[str, Any]]]:
         """Every ``(method, options)`` pair, listed values expanded, duplicates removed."""
