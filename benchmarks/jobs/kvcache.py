@@ -39,6 +39,19 @@ def held_memory() -> int:
     return process_memory()[0]
 
 
+def forget_peak() -> None:
+    """Let the peak of this process's memory start again at what it holds now, where the kernel can."""
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def peak_memory() -> int:
+    """Largest resident bytes since :func:`forget_peak`."""
+    from tersor.evaluation.speed import process_memory
+
+    return process_memory()[1]
+
+
 def fill(cache: Any, config: Any, length: int) -> None:
     """Put ``length`` random tokens into every layer: neither time nor bytes depend on the values."""
     import torch
@@ -56,46 +69,84 @@ def contexts(model: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
 
     rows = []
     token = torch.zeros(1, 1, dtype=torch.long)
-    # What is compiled at the first use belongs to the libraries.
-    fill(warm := make_cache(request["kind"], model.config, request["bits"]), model.config, 128)
-    model.module(input_ids=token, use_cache=True, cache=warm)
-    del warm
+    warm_up(model, request)
     for length in request["lengths"]:
         cache = make_cache(request["kind"], model.config, request["bits"])
         before = held_memory()
         fill(cache, model.config, length)
+        held_memory()
+        forget_peak()
         steps = []
         for _ in range(request["steps"] + 1):
             began = time.process_time()
             model.module(input_ids=token, use_cache=True, cache=cache)
             steps.append(time.process_time() - began)
+        peak = peak_memory() - before
         rows.append(
             {
                 "context": length, "step_seconds": statistics.median(steps[1:]), "cache_bytes": cache_bytes(cache),
-                "memory_grown": held_memory() - before,
+                "memory_grown": held_memory() - before, "peak_grown": peak,
             }
         )  # fmt: skip
         del cache
     return rows
 
 
+def warm_up(model: Any, request: dict[str, Any]) -> None:
+    """What is compiled at the first use belongs to the libraries, not to a cache."""
+    import torch
+
+    cache = make_cache(request["kind"], model.config, request["bits"])
+    fill(cache, model.config, 128)
+    model.module(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True, cache=cache)
+
+
 def long_generation(model: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
     """Write ``request["tokens"]`` tokens and note bytes and memory on the way."""
     import torch
 
+    warm_up(model, request)
     cache = make_cache(request["kind"], model.config, request["bits"])
     token = torch.ones(1, 1, dtype=torch.long)
-    before, rows, began = held_memory(), [], time.process_time()
+    before = held_memory()
+    forget_peak()
+    rows, began = [], time.process_time()
     for written in range(1, request["tokens"] + 1):
         token = model.module(input_ids=token, use_cache=True, cache=cache).logits[:, -1:].argmax(-1)
         if written % (request["tokens"] // 4) == 0:
+            taken, peak = time.process_time() - began, peak_memory() - before
             rows.append(
                 {
-                    "context": written, "step_seconds": (time.process_time() - began) / written, "cache_bytes": cache_bytes(cache),
-                    "memory_grown": held_memory() - before,
+                    "context": written, "step_seconds": taken / written, "cache_bytes": cache_bytes(cache),
+                    "memory_grown": held_memory() - before, "peak_grown": peak,
                 }
             )  # fmt: skip
     return rows
+
+
+def same_tokens(model: Any, request: dict[str, Any]) -> dict[str, bool]:
+    """For each way of generating, whether a cache that compresses nothing writes the tokens that DynamicCache does."""
+    import torch
+    from transformers import DynamicCache
+
+    from tersor.kvcache import GearCache, GearConfig
+
+    tokens = torch.randint(model.config.vocab_size, (2, request["prompt"]), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens)
+    mask[0, : request["prompt"] // 3] = 0
+    ways: dict[str, dict[str, Any]] = {
+        "greedy, padded on the left": {},
+        "three beams": {"num_beams": 3},
+        "prompt in chunks": {"prefill_chunk_size": 40},
+    }
+    same = {}
+    for name, options in ways.items():
+        made = [
+            model.module.generate(tokens, attention_mask=mask, max_new_tokens=request["new"], do_sample=False, cache=cache, **options)
+            for cache in (DynamicCache(config=model.config), GearCache(model.config, GearConfig(bits=None)))
+        ]
+        same[name] = torch.equal(*made)
+    return same
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +158,8 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     model = load(request["model"])
     with torch.inference_mode():
         model.module(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+        if "prompt" in request:
+            return {"same": same_tokens(model, request)}
         return {"rows": long_generation(model, request) if "tokens" in request else contexts(model, request)}
 
 
