@@ -4,7 +4,7 @@ A table stands between ``<!-- results:NAME -->`` or ``<!-- reference:NAME -->`` 
 
 - ``results:papers`` lists all papers with what was last measured; ``results:papers/KEY`` shows the rows of one;
   ``results:NAME`` shows ``benchmarks/results/NAME.json``, which has at least ``command`` and ``rows``, as a run's ``report.json`` does.
-  ``columns=a,b`` behind the name picks columns.
+  ``columns=a,b`` behind the name picks columns, ``where=a:b`` behind that the rows with ``b`` in column ``a``.
 - ``reference:NAME`` is one of ``reference_tables.TABLES``.
 
 Run it after a measurement or a change of a flag, an option or a recipe key; ``--check`` only says what is out of date.
@@ -23,7 +23,9 @@ from reference_tables import TABLES, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-MARKER = re.compile(r"(<!-- (results|reference):([\w./-]+)(?: columns=([\w,./-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKER = re.compile(
+    r"(<!-- (results|reference):([\w./-]+)(?: columns=([\w,./-]+))?(?: where=([\w./-]+:[\w./-]+))? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 UNMEASURED = "*Not measured yet.*"
 
 
@@ -40,16 +42,16 @@ def filled(text: str, results: Path = RESULTS) -> str:
     """
 
     def replace(match: re.Match[str]) -> str:
-        start, kind, name, columns, end = match.groups()
+        start, kind, name, columns, where, end = match.groups()
         chosen = columns.split(",") if columns else None
-        body = _reference(name) if kind == "reference" else measured(name, chosen, results)
+        body = _reference(name) if kind == "reference" else measured(name, chosen, results, where)
         return f"{start}\n{body}\n\n{end}"
 
     return MARKER.sub(replace, text)
 
 
-def measured(name: str, columns: Sequence[str] | None, results: Path = RESULTS) -> str:
-    """The table of one results file, with the command that wrote it beneath; says so where there is none."""
+def measured(name: str, columns: Sequence[str] | None, results: Path = RESULTS, where: str | None = None) -> str:
+    """The table of one results file, or of its rows ``where`` a column has a value; beneath, the command that wrote it."""
     if name == "papers":
         return _papers(results)
     path = results / f"{name}.json"
@@ -57,6 +59,9 @@ def measured(name: str, columns: Sequence[str] | None, results: Path = RESULTS) 
         return UNMEASURED
     recorded = json.loads(path.read_text(encoding="utf-8"))
     rows = recorded["rows"]
+    if where:
+        column, _, value = where.partition(":")
+        rows = [row for row in rows if str(row.get(column)) == value]
     chosen = columns or list(dict.fromkeys(key for row in rows for key in row))
     table = markdown(chosen, [[cell(row.get(column)) for column in chosen] for row in rows])
     points = [*map(_claim, recorded.get("claims", ())), *recorded.get("notes", ())]

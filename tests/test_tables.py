@@ -49,6 +49,14 @@ def test_a_results_file_becomes_a_table_with_its_command(tables, tmp_path: Path)
     assert tables.filled(text, tmp_path) == text
 
 
+def test_rows_are_picked_by_a_value(tables, tmp_path: Path):
+    recorded = {"rows": [{"part": "a", "n": 1}, {"part": "b", "n": 2}], "command": "x"}
+    (tmp_path / "some.json").write_text(json.dumps(recorded), encoding="utf-8")
+    text = tables.filled("<!-- results:some columns=n where=part:b -->\n<!-- end -->", tmp_path)
+    assert "| 2 |" in text
+    assert "| 1 |" not in text
+
+
 def test_nothing_is_shown_that_was_not_measured(tables, tmp_path: Path):
     assert tables.measured("speed", None, tmp_path) == tables.UNMEASURED
     papers = tables.measured("papers", None, tmp_path).splitlines()

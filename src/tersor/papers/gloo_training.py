@@ -40,7 +40,8 @@ class Job:
 
     Attributes:
         name: What it is called in tables.
-        state: ``"none"`` for plain DDP, ``"powersgd"`` for the hook of PyTorch, ``"error feedback"`` or ``"lgreco"``.
+        state: ``"none"`` for plain DDP, ``"powersgd"`` for the hook of PyTorch, ``"error feedback"``, ``"lgreco"`` or
+            ``"accordion"``.
         options: Arguments of the state.
         network: ``"perceptron"`` or ``"convolutional"``.
         steps: Steps to take.
@@ -196,7 +197,7 @@ class _Worker:
         self.state = self._hook()
 
     def _hook(self) -> Any:
-        from tersor.distributed import ErrorFeedbackState, LGreCoState, register
+        from tersor.distributed import Accordion, AccordionState, ErrorFeedbackState, LGreCoState, register
 
         if self.job.state == "none":
             return None
@@ -208,8 +209,11 @@ class _Worker:
             )
             self.ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
             return None
-        ours = LGreCoState if self.job.state == "lgreco" else ErrorFeedbackState
-        made = ours(min_numel=512, **self.job.options)
+        ours = {"error feedback": ErrorFeedbackState, "lgreco": LGreCoState, "accordion": AccordionState}[self.job.state]
+        options = dict(self.job.options)
+        if "accordion" in options:
+            options["accordion"] = Accordion(**options["accordion"])
+        made = ours(min_numel=512, **options)
         register(self.ddp, made)
         return made
 
