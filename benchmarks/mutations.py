@@ -2,6 +2,7 @@
 
 Half of the cases are damage as it happens, under the old checksum; of containers the other half is forged, under a new one, with headers
 that claim anything. Every decoder runs in a process of its own that may take only so much more memory than it has when it begins.
+The record is written after each, and ``--resume`` leaves out those that are in it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
     flags = common.parser(__doc__, repeats=1, threads=1)
     given = int(os.environ.get("TERSOR_MUTATIONS", "100000"))
     flags.add_argument("--cases", type=int, default=given, help="inputs to every decoder; also TERSOR_MUTATIONS")
-    flags.add_argument("--slow-cases", type=int, help="inputs to decoders of more than a millisecond; default: as many")
+    flags.add_argument("--slow-cases", type=int, default=20_000, help="inputs to those that take a network's milliseconds")
+    flags.add_argument("--resume", action="store_true", help="leave out decoders that the record already has with as many cases")
     flags.add_argument("--only", nargs="*", help="decoders by name")
     flags.add_argument("--megabytes", type=int, default=256, help="memory that a process may take beyond what it has at its first case")
     flags.add_argument("--seconds", type=float, default=5.0, help="time that a case may take")
@@ -109,34 +111,65 @@ class Trial:
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Every decoder in turn; 1 if one did what none may."""
+    """Every decoder in turn, those that take long last; 1 if one did what none may."""
     import decoders
 
     session = common.Session("mutations", flags)
-    cases = min(flags.cases, 200) if flags.quick else flags.cases
-    names = flags.only or list(decoders.targets())
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            trial = Trial(name, flags, Path(folder))
-            trial.run(min(cases, flags.slow_cases or cases) if name in decoders.SLOW else cases)
-            session.rows.append(trial.row())
-        session.notes += [f"{name}, {said}" for said in trial.said[:5]]
-        session.say(" ".join(f"{key} {common.cell(value)}" for key, value in session.rows[-1].items()))
-    bad = sum(row[key] for row in session.rows for key in BAD)
-    session.claims.append(common.Claim("cases that end in anything but a typed error or right data", bad, 0))
-    session.claims.append(
-        common.Claim("largest growth of a process's resident memory, MB", max(row["growth_mb"] for row in session.rows), 256)
-    )
-    session.notes += [
-        "right: the damage lies where it changes nothing, such as a number of the header that means the same.",
-        "other: forged files of codecs that lose something, and bare streams, whose callers keep a checksum; what comes "
-        "out is of the kind and size that was asked for.",
+    kept = recorded(session) if flags.resume else {}
+    known = sorted(flags.only or decoders.targets(), key=lambda name: name in decoders.SLOW)
+    for index, name in enumerate(known):
+        wanted = min(flags.slow_cases if name in decoders.SLOW else flags.cases, 200 if flags.quick else sys.maxsize)
+        row, said = kept.get(name, ({}, []))
+        if row.get("cases") != wanted:
+            row, said = tried(name, flags, wanted)
+            session.say(" ".join(f"{key} {common.cell(value)}" for key, value in row.items()))
+        session.rows.append(row)
+        session.notes += said
+        if session.folder is not None and index < len(known) - 1:
+            record(session).write(session.folder)
+    described = record(session)
+    session.claims, session.notes, session.data = list(described.claims), list(described.notes), list(described.data)
+    session.finish()
+    return int(not all(claim.holds for claim in session.claims))
+
+
+def tried(name: str, flags: argparse.Namespace, cases: int) -> tuple[common.Row, list[str]]:
+    """A decoder's row, and the first of what it should not have done."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(name, flags, Path(folder))
+        trial.run(cases)
+        return trial.row(), [f"{name}, {said}" for said in trial.said[:5]]
+
+
+def recorded(session: common.Session) -> dict[str, tuple[common.Row, list[str]]]:
+    """Rows and notes of an earlier run, by decoder."""
+    path = (session.folder or common.RESULTS) / "mutations.json"
+    if not path.is_file():
+        return {}
+    record = common.Record.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    return {row["decoder"]: (row, [note for note in record.notes if note.startswith(f"{row['decoder']}, case")]) for row in record.rows}
+
+
+def record(session: common.Session) -> common.Record:
+    """What was measured so far."""
+    flags, rows = session.flags, session.rows
+    bad, growth = sum(row[key] for row in rows for key in BAD), max(row["growth_mb"] for row in rows)
+    claims = [
+        common.Claim("cases that end in anything but a typed error or right data", bad, 0),
+        common.Claim("largest growth of a process's resident memory, MB", growth, flags.megabytes),
+    ]
+    notes = [
+        *session.notes, "right: the damage lies where it changes nothing, such as a number of the header that means the same.",
+        "other: forged files of codecs that lose something, and bare streams, whose callers keep a checksum; what comes out is of the kind "
+        "and size that was asked for.",
         f"A process may take {flags.megabytes} MB beyond what it has at its first case, a case {flags.seconds:g} s; seconds include the "
         "start of the process and a training of some steps where a codec needs one.",
-    ]
-    session.data.append("inputs made here; stories260k for the language model")
-    session.finish()
-    return int(bad > 0)
+    ]  # fmt: skip
+    data = ["inputs made here; stories260k for the language model"]
+    seconds = round(time.perf_counter() - session.began, 1)
+    return common.Record(
+        session.name, rows, claims, data, notes, common.typed_command(), seconds, common.machine(flags.threads), common.own_versions()
+    )
 
 
 if __name__ == "__main__":
