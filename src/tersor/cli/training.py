@@ -100,4 +100,6 @@ def _pattern(text: str) -> tuple[int, int]:
     keep_n, colon, of_m = text.partition(":")
     if not (colon and keep_n.isdigit() and of_m.isdigit()):
         raise InvalidArgument(f"write a pattern as kept:of, such as 2:4, not {text!r}")
+    if not 0 < int(keep_n) < int(of_m):
+        raise InvalidArgument(f"a pattern keeps one or more and removes some, as 2:4 does; {text!r} does not")
     return int(keep_n), int(of_m)

@@ -7,6 +7,7 @@ import math
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,67 +45,78 @@ class Effort:
     """How large the network is and how long it is trained.
 
     Attributes:
+        ways: 2: convolutions over the nodes, moments are channels of the last one; 3: over nodes and moments.
+        methods: What is compared, the dense network first.
         width: Channels of the dense network.
         kernel: Size of its three convolutions.
         epochs: Over the training waves.
         sizes: Waves to train on, to choose by and to report.
     """
 
+    ways: int
+    methods: tuple[str, ...]
     width: int
     kernel: int
     epochs: int
     sizes: tuple[int, int, int]
 
 
-EFFORT = {False: Effort(24, 5, 100, (160, 32, 64)), True: Effort(16, 5, 40, (96, 16, 32))}
+EFFORT = {False: Effort(2, METHODS, 24, 5, 100, (160, 32, 64)), True: Effort(2, METHODS, 16, 5, 40, (96, 16, 32))}
 
 
 class Surrogate(nn.Module):
     """From where a source is and how it swings to what is seen: 16 moments on 16 x 16 nodes.
 
     Args:
+        ways: Axes of the three convolutions: 2, the moments being channels of the last one, or 3, the first being the moments.
         width: Channels.
         kernel: Size of the three convolutions.
         seed: Of the initial weights.
     """
 
-    def __init__(self, width: int, kernel: int, seed: int) -> None:
+    def __init__(self, ways: int, width: int, kernel: int, seed: int) -> None:
         super().__init__()
-        self.width = width
-        self.spread = nn.Linear(3, 16 * width)
+        self.start = (width, *[4] * ways)
+        convolution = nn.Conv2d if ways == 2 else nn.Conv3d
+        self.spread = nn.Linear(3, math.prod(self.start))
         for index in (1, 2, 3):
-            self.add_module(f"conv{index}", nn.Conv2d(width, width, kernel, padding=kernel // 2))
-        self.moments = nn.Conv2d(width, 16, 1)
+            self.add_module(f"conv{index}", convolution(width, width, kernel, padding=kernel // 2))
+        self.moments = convolution(width, 16 if ways == 2 else 1, 1)
         vision.initialize(self, seed)
 
     def forward(self, parameters: Tensor) -> Tensor:
         """Fields ``[n, 16, 16, 16]`` of ``parameters [n, 3]``."""
-        hidden = torch.relu(self.spread(parameters)).unflatten(1, (self.width, 4, 4))
+        hidden = torch.relu(self.spread(parameters)).unflatten(1, self.start)
+        mode = "bilinear" if len(self.start) == 3 else "trilinear"
         for index in (1, 2, 3):
             hidden = torch.relu(self.get_submodule(f"conv{index}")(hidden))
             if index < 3:
-                hidden = F.interpolate(hidden, scale_factor=2.0, mode="bilinear")
+                hidden = F.interpolate(hidden, scale_factor=2.0, mode=mode)
         fields: Tensor = self.moments(hidden)
-        return fields
+        return fields if len(self.start) == 3 else fields.squeeze(1)
 
 
 def run(quick: bool) -> Result:
     """Choose a learning rate for every method on validation waves, then train every method and seed."""
     effort = EFFORT[quick]
     rates = dict.fromkeys(METHODS, 3e-3) if quick else _rates(effort)
-    rows: list[Row] = []
-    for seed in SEEDS:
-        train, _, test = _waves(effort, seed)
-        for method in METHODS:
-            rows += measured([_row(method, rates[method], effort, seed, train, test)])
-    margin, notes = _judge(rows)
+    rows = list(measured(rows_of(effort, rates)))
+    margin, notes = judge(rows)
     notes.append("learning rates, chosen on validation waves: " + ", ".join(f"{name} {rate:g}" for name, rate in rates.items()))
     sizes = " / ".join(map(str, effort.sizes))
     data = [f"2D wave equation by finite elements, {sizes} waves to train / choose / report"]
     return Result(rows, "the dense surrogate", margin, SEEDS, margin > 0, data, notes)
 
 
-def _judge(rows: list[Row]) -> tuple[float, list[str]]:
+def rows_of(effort: Effort, rates: Mapping[str, float]) -> Iterator[Row]:
+    """Every method from every seed, each seed with waves of its own."""
+    for seed in SEEDS:
+        train, _, test = _waves(effort, seed)
+        for method in effort.methods:
+            yield _row(method, rates[method], effort, seed, train, test)
+
+
+def judge(rows: list[Row]) -> tuple[float, list[str]]:
     """By how much the worst seed stays below twice the error of dense; negative if it has too many weights."""
     error = {(row["method"], row["seed"]): row["relative_error"] for row in rows}
 
@@ -114,11 +126,12 @@ def _judge(rows: list[Row]) -> tuple[float, list[str]]:
     share = max(row["conv_weights"] for row in rows if row["method"] == OURS) / max(
         row["conv_weights"] for row in rows if row["method"] == DENSE
     )
+    methods = list(dict.fromkeys(row["method"] for row in rows))
     notes = [
-        f"{method}: {_mean(ratios(method, DENSE)):.2f} times the error of dense" for method in METHODS[1:]
+        f"{method}: {_mean(ratios(method, DENSE)):.2f} times the error of dense" for method in methods if method != DENSE
     ] + [
         f"{OURS} has {_mean(own):.2f} times the error of {beside} at as many weights, less in {sum(value < 1 for value in own)} of "
-        f"{len(own)} seeds" for beside in (NARROW, PRUNED) for own in [ratios(OURS, beside)]
+        f"{len(own)} seeds" for beside in (NARROW, PRUNED) if beside in methods for own in [ratios(OURS, beside)]
     ]  # fmt: skip
     margin = _BOUND - max(ratios(OURS, DENSE))
     return (margin if share <= _KEEP + 1e-9 else min(margin, _KEEP - share)), notes
@@ -136,7 +149,7 @@ def _rates(effort: Effort) -> dict[str, float]:
     """The learning rate of least validation error for every method, after a third of the training."""
     train, validation, _ = _waves(effort, _PROBE)
     found = {}
-    for method in METHODS:
+    for method in effort.methods:
         errors = {}
         for rate in RATES:
             model, _ = _trained(method, rate, effort, effort.epochs // 3, _PROBE, train)
@@ -172,7 +185,7 @@ def _network(method: str, effort: Effort, seed: int) -> tuple[Surrogate, list[Me
     """The network to build and what compresses it; narrower and pruned ones get as many weights as the sequential form."""
     layers = [f"conv{index}" for index in (1, 2, 3)]
     ours = APrioriConv("sequential", keep=_KEEP, targets=layers)
-    Compression(Surrogate(effort.width, effort.kernel, seed), [ours])
+    Compression(Surrogate(effort.ways, effort.width, effort.kernel, seed), [ours])
     count = ours.report()
     width = effort.width
     methods: list[Method] = []
@@ -185,10 +198,10 @@ def _network(method: str, effort: Effort, seed: int) -> tuple[Surrogate, list[Me
         methods = [APrioriConv("per_kernel", rank=1, targets=layers)]
     elif method == NARROW:
         # Not fewer weights than ours: it is the baseline that gets the benefit.
-        width = math.ceil(math.sqrt(count["weights"] / len(layers)) / effort.kernel)
+        width = math.ceil(math.sqrt(count["weights"] / len(layers) / effort.kernel**effort.ways))
     elif method == PRUNED:
         methods = [GradualPruning(1 - count["weights"] / count["dense"], begin=0.2, end=0.7, frequency=10, targets=layers)]
-    return Surrogate(width, effort.kernel, seed), methods
+    return Surrogate(effort.ways, width, effort.kernel, seed), methods
 
 
 def _trained(method: str, rate: float, effort: Effort, epochs: int, seed: int, train: Waves) -> tuple[nn.Module, int]:

@@ -117,13 +117,14 @@ def run(quick: bool) -> Result:
     else:
         images = vision.cifar(n_train=2000, n_validation=1000)
         effort = Effort(images, (8, 24, 24, 48, 48), vision.Plan(epochs=10, rate=0.05, batch=64), (0.2,))
-    rows = list(measured(_rows(effort)))
-    margin, notes = _judge(rows, effort)
+    rows = list(measured(rows_of(effort)))
+    margin, notes = judge(rows, effort)
     data = [effort.images.name]
     return Result(rows, "even removal of filters by L1; a narrower dense network", margin, SEEDS, margin > 0, data, notes)
 
 
-def _rows(effort: Effort) -> Iterator[Row]:
+def rows_of(effort: Effort) -> Iterator[Row]:
+    """The dense network of every seed, and every method at every share of its products."""
     dense = vision.products(effort.net(0), effort.pixels)
     for seed in SEEDS:
         yield _train(effort, seed, DENSE, 1.0, dense)
@@ -186,7 +187,7 @@ def _latency(model: nn.Module, pixels: Tensor) -> float:
         return vision.latency(path, pixels)
 
 
-def _judge(rows: Sequence[Row], effort: Effort) -> tuple[float, list[str]]:
+def judge(rows: Sequence[Row], effort: Effort) -> tuple[float, list[str]]:
     """The smallest lead of LAPP, over the budgets, to the better of the two baselines, in accuracy averaged over seeds.
 
     Whether LAPP has a bypass is chosen by validation accuracy, budget by budget.

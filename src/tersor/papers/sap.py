@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -78,18 +78,26 @@ def run(quick: bool) -> Result:
     rows: list[Row] = []
     notes: list[str] = []
     for task in tasks:
-        curves: dict[str, list[list[Round]]] = {}
-        for method, candidates in CANDIDATES.items():
-            chosen = candidates[0] if quick else _choice(candidates, task)
-            for seed in SEEDS:
-                curves.setdefault(method, []).append(list(_train(chosen, task, seed)))
-                rows += measured([_row(method, chosen, task, seed, curves[method][-1])])
-        notes += _shapes(task, curves)
+        chosen = {method: candidates[0] if quick else _choice(candidates, task) for method, candidates in CANDIDATES.items()}
+        own, curves = compared(task, chosen)
+        rows += own
+        notes += shapes(task, curves)
         if not quick:
             _draw(task, curves)
-    margin, verdict = _judge(rows)
+    margin, verdict = judge(rows)
     data = ["digits of scikit-learn", *([] if quick else ["mnist"])]
     return Result(rows, "lottery tickets and one shot", margin, SEEDS, margin > 0, data, [*verdict, *notes])
+
+
+def compared(task: Task, chosen: Mapping[str, dict[str, Any]]) -> tuple[list[Row], dict[str, list[list[Round]]]]:
+    """Every method with its ``chosen`` options from every seed: rows, and the rounds that they were taken from."""
+    rows: list[Row] = []
+    curves: dict[str, list[list[Round]]] = {}
+    for method, options in chosen.items():
+        for seed in SEEDS:
+            curves.setdefault(method, []).append(list(_train(options, task, seed)))
+            rows += measured([_row(method, options, task, seed, curves[method][-1])])
+    return rows, curves
 
 
 def _choice(candidates: list[dict[str, Any]], task: Task) -> dict[str, Any]:
@@ -99,7 +107,7 @@ def _choice(candidates: list[dict[str, Any]], task: Task) -> dict[str, Any]:
     return min(candidates, key=lambda own: _good(list(_train(own, task, _PROBE))).kept)
 
 
-def _judge(rows: list[Row]) -> tuple[float, list[str]]:
+def judge(rows: list[Row]) -> tuple[float, list[str]]:
     """The smallest mean, over seeds, of the factor in weights by which SAP is ahead, less 1."""
     notes, margins = [], []
     for name in dict.fromkeys(row["data"] for row in rows):
@@ -183,7 +191,7 @@ def _row(method: str, options: dict[str, Any], task: Task, seed: int, rounds: li
     }  # fmt: skip
 
 
-def _shapes(task: Task, curves: dict[str, list[list[Round]]]) -> list[str]:
+def shapes(task: Task, curves: dict[str, list[list[Round]]]) -> list[str]:
     """What the paper says of the curves, seed by seed."""
     shares = [[1 - after.kept / before.kept for before, after in pairwise(rounds[:6])] for rounds in curves[PUBLISHED]]
     slowing = [all(after < before for before, after in pairwise(own)) for own in shares]

@@ -77,7 +77,7 @@ class Pruned:
 
     Attributes:
         model: Plain and of the class of the original, see :func:`tersor.training.slice_decoder`.
-        masks: What was cut out of the original, and what the rest was multiplied by.
+        masks: Of the original: 0 where a part was cut out, 1 where it stays, which it does whole.
         parameters: Of the model.
         original_parameters: Of the original.
         losses: Of every step, in nats a token.
