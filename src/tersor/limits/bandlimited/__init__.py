@@ -15,6 +15,7 @@ from tersor.limits.bandlimited.bounds import (
     truncation_error,
 )
 from tersor.limits.bandlimited.features import Activation, Biases, mean_gram
+from tersor.limits.bandlimited.ridgelet import RidgeletNet, band_error, band_part, band_share, ridgelet_network
 from tersor.limits.bandlimited.selection import Criterion, Selection, select_bandwidth
 from tersor.limits.bandlimited.statements import LIMITS
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from tersor.limits.bandlimited.random_net import RandomNet
 
 __all__ = [
-    "LIMITS", "Activation", "Biases", "Criterion", "RandomNet", "Selection", "cosine_tail", "gaussian_tail", "mean_gram", "norm_budget",
-    "norm_needed", "parseval", "parseval_frame", "select_bandwidth", "truncation_error",
+    "LIMITS", "Activation", "Biases", "Criterion", "RandomNet", "RidgeletNet", "Selection", "band_error", "band_part", "band_share",
+    "cosine_tail", "gaussian_tail", "mean_gram", "norm_budget", "norm_needed", "parseval", "parseval_frame", "ridgelet_network",
+    "select_bandwidth", "truncation_error",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from tersor.errors import InvalidArgument
 from tersor.layerwise.checking import check_number
 from tersor.limits.bandlimited.bounds import cosine_tail, gaussian_tail, norm_budget, parseval_frame, truncation_error
 from tersor.limits.bandlimited.features import draw_parameters, evaluate_features, mean_gram
+from tersor.limits.bandlimited.ridgelet import band_error, ridgelet_network
 from tersor.limits.registry import Bound, Measurement
 
 _PAPER = "bandlimited-networks"
@@ -87,6 +88,34 @@ def _measure_tail() -> list[Measurement]:
     return rows
 
 
+_LINE = np.linspace(-8, 8, 321)
+
+
+def _windowed(frequency: float) -> np.ndarray:
+    return np.cos(frequency * _LINE) * np.exp(-(_LINE**2) / 2)
+
+
+def _ridgelet(bandwidth: float = 8.0, frequency: float = 4.0, activation: str = "tanh") -> dict[str, float]:
+    check_number("frequency", frequency, 0.0, 40.0)
+    error, energy = band_error(_windowed(frequency), float(_LINE[1] - _LINE[0]), bandwidth, activation)  # type: ignore[arg-type]
+    return {"bound": error, "at least": energy, "at most": math.sqrt(energy)}
+
+
+def _measure_ridgelet() -> list[Measurement]:
+    values, spacing, rows = _windowed(4.0), float(_LINE[1] - _LINE[0]), []
+    for bandwidth in (6.0, 10.0):
+        error, _ = band_error(values, spacing, bandwidth, "gauss")
+        for width in (200, 1000):
+            nets = (
+                ridgelet_network(_LINE[:, None], values, spacing, bandwidth=bandwidth, width=width, activation="gauss", seed=seed)
+                for seed in range(8)
+            )
+            found = math.sqrt(float(np.mean([((net(_LINE[:, None]) - values) ** 2).sum() for net in nets])) / float(values @ values))
+            name = f"gauss, band {bandwidth:g}, {width} units, mean square of 8 networks"
+            rows.append({"system": name, "measured": found, "side": "at least", "bound": error})
+    return rows
+
+
 LIMITS = (
     Bound(
         name="bandlimited-norm-budget",
@@ -108,6 +137,19 @@ LIMITS = (
         proven=["here: |R^T 1_out R f| >= <f, R^T 1_out R f>/|f|, and |R^T| <= 1"],
         formula="E <= |f - R^T 1_V R f| / |f| <= sqrt(E),  E = |1_out R f|^2 / |f|^2",
         correction=_FLAG, calculator=_parseval, measure=_measure_parseval, paper=_PAPER,
+    ),
+    Bound(
+        name="bandlimited-ridgelet",
+        statement="A network of infinite width whose coefficients are the ridgelet transform of a function, cut to a band of the weights, "
+        "has exactly this relative error on cos(w x) exp(-x^2/2); one with units drawn from the band has more in the mean.",
+        assumptions=[
+            "weights |a| <= bandwidth, all biases; activation tanh, relu, gauss or cos; squared error on the whole line",
+            "the coefficients of the transform: fitted ones of the same band do better, see bandlimited-norm-budget",
+        ],
+        proven=["here: in the spectrum the cut transform multiplies f by M(|w|/bandwidth), 0 <= M <= 1", "Sonoda, Murata 2017: no cut"],
+        formula="|f - S 1_V R f|^2 = sum_w |f^(w)|^2 (1 - M)^2,  M(t) = share of A(z) |z|^-d beyond t, A the product of both spectra;  "
+        "E <= error <= sqrt(E),  E = sum_w |f^(w)|^2 (1 - M) / |f|^2",
+        correction=_FLAG, calculator=_ridgelet, measure=_measure_ridgelet, paper=_PAPER,
     ),
     Bound(
         name="bandlimited-cosine",
