@@ -14,8 +14,8 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 COMMANDS = (
-    "peers", "quantizers", "llamacpp", "speed", "fitness", "memory", "representations", "text_codecs", "image_codecs", "sound_codecs", "mutations",
-    "kvcache", "communication", "training", "training_parts", "finetuning", "pretrained",
+    "peers", "quantizers", "llamacpp", "speed", "fitness", "memory", "representations", "text_codecs", "image_codecs", "sound_codecs",
+    "mutations", "kvcache", "communication", "training", "training_parts", "finetuning", "pretrained",
 )  # fmt: skip
 
 
