@@ -73,6 +73,7 @@ def measure(
     from tersor.evaluation import run_tasks
     from tersor.evaluation.kick import run_kick
     from tersor.models import load
+    from tersor.pipeline.progress import bars
 
     loaded = load(model)
     original = load(reference) if reference else None
@@ -80,7 +81,8 @@ def measure(
         names = [name.strip() for name in tasks.split(",")]
         results: list[Any] = []
         if "kick" in names:
-            results.append(run_kick(loaded, original, limit=limit, text=text, tokens=tokens))
+            with bars() as progress:
+                results.append(run_kick(loaded, original, limit=limit, text=text, tokens=tokens, progress=progress))
         if others := [name for name in names if name != "kick"]:
             results += run_tasks(loaded, others, reference=original, limit=limit, backend=backend)
         show("\n".join(map(str, results)), as_json, [result.to_dict() for result in results])

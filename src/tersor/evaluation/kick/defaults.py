@@ -10,13 +10,14 @@ from tersor.evaluation.kick.bench import KickBench, KickReport
 from tersor.evaluation.kick.items import choice_items, factoid_items, instruction_items, retrieval_items, summary_items
 from tersor.evaluation.kick.judges import Judge, likelihood_judge, repetition_judge, rouge_judge
 from tersor.evaluation.kick.tasks import FactoidQA, Instructions, KickTask, MultipleChoice, RetrievalQA, Summarization
+from tersor.evaluation.kick.turns import second_turn_items
 from tersor.models import Model
 
 DEFAULT_ITEMS = 300  # of a family whose files have as many
 
 
 def kick_tasks(dense: Model, *, folder: str | Path | None = None, limit: int = DEFAULT_ITEMS, judge: Judge | None = None) -> list[KickTask]:
-    """Six tasks of the five families.
+    """Seven tasks of the five families; the second turns follow on the original's own first answers.
 
     Args:
         dense: The original, whose likelihood is one of the judges.
@@ -38,6 +39,7 @@ def kick_tasks(dense: Model, *, folder: str | Path | None = None, limit: int = D
         RetrievalQA(tuple(retrieval_items(True, folder, limit)), name="open book"),
         Summarization(tuple(summary_items(folder, limit)), judges={**own, "rouge_l": rouge_judge("L"), **offline}),
         Instructions(tuple(instruction_items(folder, limit)), judges={**own, **offline}),
+        Instructions(tuple(second_turn_items(dense, folder, limit)), name="second turn", judges={**own, **offline}),
     ]
 
 

@@ -20,6 +20,7 @@ from tersor.evaluation.task_files import LETTERS, task_folder, task_rows
 
 CONTEXT_CHARACTERS = 3072  # of a passage in an open book, as in the paper's script
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'A-Z0-9])")
+GENERAL_KINDS = frozenset({"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"})  # of MT-Bench
 _HIGHLIGHT = re.compile(r"^\s*@highlight\b.*", re.DOTALL | re.MULTILINE)
 
 
@@ -145,7 +146,7 @@ def summary_items(folder: str | Path | None = None, limit: int | None = None, lo
         limit: The first so many; all without it.
         longest: Characters of a story; what exceeds them is cut at the end of a sentence.
     """
-    rows = _checked(folder, "spec_bench.jsonl", category=str, turns=list)
+    rows = spec_bench_rows(folder)
     stories = [row["turns"][0].removeprefix("Summarize:").strip() for row in rows if row["category"] == "summarization"]
     return [summary_item(story, longest) for story in stories[:limit]]
 
@@ -168,13 +169,21 @@ def summary_item(story: str, longest: int = 1500) -> Item:
 def instruction_items(folder: str | Path | None = None, limit: int | None = None) -> list[Item]:
     """Open instructions: those of LLM-KICK, and the first turns of Spec-Bench's general ones; kinds take turns."""
     own = [(row["category"], row["text"]) for row in _checked(folder, "kick_instructions.jsonl", category=str, text=str)]
-    general = {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
-    bench = _checked(folder, "spec_bench.jsonl", category=str, turns=list)
-    rows = own + [(row["category"], row["turns"][0]) for row in bench if row["category"] in general]
+    rows = own + [(row["category"], row["turns"][0]) for row in spec_bench_rows(folder) if row["category"] in GENERAL_KINDS]
     kinds: dict[str, list[Item]] = {}
     for kind, text in rows:
-        kinds.setdefault(kind, []).append(Item(f"Instruction: {text.strip()}\nResponse:", group=kind))
+        kinds.setdefault(kind, []).append(Item(instruction_prompt(text), group=kind))
     return [item for turn in zip_longest(*kinds.values()) for item in turn if item is not None][:limit]
+
+
+def instruction_prompt(text: str) -> str:
+    """What a model reads of an instruction."""
+    return f"Instruction: {text.strip()}\nResponse:"
+
+
+def spec_bench_rows(folder: str | Path | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of ``spec_bench.jsonl``, with ``category`` and ``turns``."""
+    return _checked(folder, "spec_bench.jsonl", category=str, turns=list)
 
 
 def choice_items(folder: str | Path | None = None, limit: int | None = None, subjects: tuple[str, ...] = ()) -> list[Choice]:
