@@ -103,7 +103,9 @@ def _rank_one(random: Any, bound: float) -> tuple[Tensor, list[Tensor], list[Ten
 def _times(quick: bool) -> Iterator[Row]:
     from tersor.attention import higher_order_attention
 
-    sizes = {"poly": (512, 1024, 2048), "exact": (64, 128, 256)} if quick else {"poly": (1024, 2048, 4096, 8192), "exact": (128, 256, 512)}
+    sizes = {"poly": (4096, 8192, 16384, 32768), "exact": (128, 256, 512)}
+    if quick:
+        sizes = {"poly": (512, 1024, 2048), "exact": (64, 128, 256)}
     options: dict[str, dict[str, Any]] = {"poly": {"method": "poly", "degree": 6}, "exact": {"method": "exact"}}
     for method, lengths in sizes.items():
         for n in lengths:
