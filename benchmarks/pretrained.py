@@ -16,7 +16,7 @@ from typing import Any
 
 import common
 
-DENSE, TUNED = "not cut", "not cut, tuned"
+DENSE = "not cut"
 GRADUAL, ONCE, AFTERWARDS = "gradual pruning", "pruned at once", "pruned at once, then tuned"
 RANKS, SVD, SVD_TUNED = "trained rank pruning", "cut to the same ranks", "cut to the same ranks, then tuned"
 PAIRS = ((GRADUAL, ONCE), (GRADUAL, AFTERWARDS), (RANKS, SVD), (RANKS, SVD_TUNED))
@@ -35,7 +35,7 @@ class Pictures:
         rate: Peak learning rate.
     """
 
-    train: int = 960
+    train: int = 640
     batch: int = 32
     test: int = 761
     sparsity: float = 0.8
@@ -105,7 +105,7 @@ class ResNet:
         images = vision.Images("", self.train.take(order[: self.plan.train]), self.train.take(order[-64:]), self.test)
         schedule = vision.Plan(epochs=1, rate=self.plan.rate, batch=self.plan.batch)
         tuned = vision.fit(model, images, schedule, seed=seed, methods=methods).model
-        vision.recalibrate(tuned, self.train.pixels[:512])
+        vision.recalibrate(tuned, self.train.pixels[:256])
         return tuned.eval()
 
     def cut(self, change: Callable[[Any], object]) -> Any:
@@ -114,7 +114,7 @@ class ResNet:
 
         model = copy.deepcopy(self.dense)
         change(model)
-        vision.recalibrate(model, self.train.pixels[:512])
+        vision.recalibrate(model, self.train.pixels[:256])
         return model.eval()
 
     def networks(self, seed: int) -> Iterator[tuple[str, str, Any]]:
@@ -122,7 +122,6 @@ class ResNet:
         from tersor import training
 
         fresh, ends, plan = (lambda: copy.deepcopy(self.dense)), ["conv1", "linear"], self.plan
-        yield TUNED, "", self.tuned(fresh(), seed)
         setting = f"sparsity {plan.sparsity:g}"
         gradual = training.GradualPruning(plan.sparsity, begin=0.1, end=0.7, frequency=2, ignore=ends)
         yield GRADUAL, setting, self.tuned(fresh(), seed, (gradual,))
