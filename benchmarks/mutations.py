@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     given = int(os.environ.get("TERSOR_MUTATIONS", "100000"))
     flags.add_argument("--cases", type=int, default=given, help="inputs to every decoder; also TERSOR_MUTATIONS")
     flags.add_argument("--slow-cases", type=int, default=20_000, help="inputs to those that take a network's milliseconds")
-    flags.add_argument("--resume", action="store_true", help="leave out decoders that the record already has with as many cases")
+    flags.add_argument("--resume", action="store_true", help="leave out decoders that the record already has with so many cases or more")
     flags.add_argument("--only", nargs="*", help="decoders by name")
     flags.add_argument("--megabytes", type=int, default=256, help="memory that a process may take beyond what it has at its first case")
     flags.add_argument("--seconds", type=float, default=5.0, help="time that a case may take")
@@ -120,7 +120,7 @@ def run(flags: argparse.Namespace) -> int:
     for index, name in enumerate(known):
         wanted = min(flags.slow_cases if name in decoders.SLOW else flags.cases, 200 if flags.quick else sys.maxsize)
         row, said = kept.get(name, ({}, []))
-        if row.get("cases") != wanted:
+        if row.get("cases", 0) < wanted:
             row, said = tried(name, flags, wanted)
             session.say(" ".join(f"{key} {common.cell(value)}" for key, value in row.items()))
         session.rows.append(row)
