@@ -1,14 +1,17 @@
 """Repairing compressed models by training, and training models without undoing what they know."""
 
 from tersor.finetuning.kappatune import kappatune, lora_config, random_of_equal_shapes, select_by_condition
+from tersor.finetuning.pv_optimizer import PVOptimizer, TowardsOriginal
 from tersor.finetuning.pv_tuning import PVConfig, Tuned, pv_tuning
 from tersor.finetuning.selective import SelectiveFineTuning
 from tersor.finetuning.spectrum import Spectrum, condition_number, output_entropy, random_condition, singular_values, spectral_report
 
 __all__ = [
     "PVConfig",
+    "PVOptimizer",
     "SelectiveFineTuning",
     "Spectrum",
+    "TowardsOriginal",
     "Tuned",
     "condition_number",
     "kappatune",
