@@ -38,8 +38,8 @@ def limits(
 
     from tersor.limits import collect, find_bound, parse_arguments, state
 
-    # The attention room has bounds of its own; neither of the two imports the other.
-    rooms = [import_module(f"tersor.{room}") for room in ("limits", "attention") if find_spec(f"tersor.{room}")]
+    # Other rooms have bounds of their own; none imports another.
+    rooms = [import_module(f"tersor.{room}") for room in ("limits", "information", "attention") if find_spec(f"tersor.{room}")]
     bounds = collect(*(getattr(room, "LIMITS", ()) for room in rooms))
     if name is None:
         rows = [{"name": bound.name, "statement": bound.statement} for bound in bounds.values()]

@@ -23,15 +23,16 @@ from tersor.information.coupling import Coupling, CouplingMethod, entropy, mec
 from tersor.information.grid_world import GridWorld, MarkovProcess, soft_policy
 from tersor.information.mec_b import BottleneckCoupling, Compressor, mec_b
 from tersor.information.pq_index import gini_index, kept_at_least, pq_index
+from tersor.information.statements import LIMITS
 
 if TYPE_CHECKING:
     from tersor.information.cs_bottleneck import CSBottleneck
 
 __all__ = [
-    "BottleneckCoupling", "CSBottleneck", "Compressor", "ConditionalEstimator", "Coupling", "CouplingMethod", "Episode", "GridWorld",
-    "MarkovCodingGame", "MarkovProcess", "Width", "cs_bottleneck_loss", "cs_conditional", "cs_divergence", "cs_mutual_information", "ebim",
-    "effective_neighbours", "entropy", "gini_index", "kept_at_least", "kernel_width", "ldp_regression", "mec", "mec_b",
-    "normalised_cs_information", "pq_index", "sensitivity_sampling", "soft_policy", "uniform_quantiser",
+    "LIMITS", "BottleneckCoupling", "CSBottleneck", "Compressor", "ConditionalEstimator", "Coupling", "CouplingMethod", "Episode",
+    "GridWorld", "MarkovCodingGame", "MarkovProcess", "Width", "cs_bottleneck_loss", "cs_conditional", "cs_divergence",
+    "cs_mutual_information", "ebim", "effective_neighbours", "entropy", "gini_index", "kept_at_least", "kernel_width", "ldp_regression",
+    "mec", "mec_b", "normalised_cs_information", "pq_index", "sensitivity_sampling", "soft_policy", "uniform_quantiser",
 ]  # fmt: skip
 
 

@@ -111,7 +111,8 @@ class Statement:
         lines += [f"assumes   {text}" for text in bound.assumptions]
         lines += [f"proven    {text}" for text in bound.proven]
         lines += ["", "with      " + ", ".join(f"{key}={value}" for key, value in self.arguments.items())]
-        lines += [f"{key:<9} {number:.6g}" for key, number in self.value.items()]
+        wide = max(9, *map(len, self.value))
+        lines += [f"{key:<{wide}} {number:.6g}" for key, number in self.value.items()]
         if self.measured:
             lines += ["", "measured here and now:", *(_line(row) for row in self.measured)]
         return "\n".join([*lines, *([f"full experiment: tersor reproduce {bound.paper}"] if bound.paper else [])])
@@ -125,6 +126,8 @@ def _line(row: Measurement) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tersor.limits.generalization.bounds import holdout_bound, occam_bound
 from tersor.limits.generalization.twins import FieldTwin, ShatteredTwin, le_cam_bound
 from tersor.limits.registry import Bound, Measurement
@@ -71,6 +73,27 @@ def _held_out() -> list[Measurement]:
     return rows
 
 
+def _two_worlds() -> list[Measurement]:
+    """Coins of 0.4 and 0.6 and the hypothesis that always says tails: everything is a sum over the number of heads, without chance."""
+    rows: list[Measurement] = []
+    for flips in (1, 9, 41):
+        laws = [[math.comb(flips, k) * p**k * (1 - p) ** (flips - k) for k in range(flips + 1)] for p in (0.4, 0.6)]
+        variation = sum(abs(a - b) for a, b in zip(*laws, strict=True)) / 2
+        bound = le_cam_bound(variation=variation)
+        estimates = {
+            "likelier world": [0.4 if 2 * k < flips else 0.6 for k in range(flips + 1)],
+            "share of heads": [k / flips for k in range(flips + 1)],
+        }
+        for name, estimate in estimates.items():
+            missed = max(
+                sum(chance for chance, guess in zip(law, estimate, strict=True) if abs(guess - p) >= 0.1 - 1e-12)
+                for law, p in zip(laws, (0.4, 0.6), strict=True)
+            )
+            label = f"{name}, {flips} flips, tau {variation:.3f}: failures"
+            rows.append({"system": label, "measured": missed, "side": "at least", "bound": bound})
+    return rows
+
+
 LIMITS = (
     Bound(
         name="twin-shattered",
@@ -96,7 +119,7 @@ LIMITS = (
         assumptions=["loss at most a in the first world, at least b in the second, but for the failures"],
         proven=["here: Le Cam's two points; the form of Theorem 3 of Gastpar et al. 2024"],
         formula="(1 - tau - delta_a - delta_b) / 2",
-        calculator=le_cam_bound, measure=list, paper=_PAPER,
+        calculator=le_cam_bound, measure=_two_worlds, paper=_PAPER,
     ),
     Bound(
         name="occam",
