@@ -21,8 +21,8 @@ import common
 # Beside what a decoder says itself: the process ended, or did not come back.
 CRASHED, HUNG = "crashed", "hung"
 BAD = ("wrong", "untyped", "slow", CRASHED, HUNG)
-# Seconds for a process to come up: torch, compiled loops, a training of some steps.
-START = 300.0
+# Seconds of no progress at which a process counts as hung: while it comes up (torch, compiled loops, a training of some steps), and later.
+START, PATIENCE = 900.0, 300.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--resume", action="store_true", help="leave out decoders that the record already has with so many cases or more")
     flags.add_argument("--only", nargs="*", help="decoders by name")
     flags.add_argument("--megabytes", type=int, default=256, help="memory that a process may take beyond what it has at its first case")
-    flags.add_argument("--seconds", type=float, default=5.0, help="time that a case may take")
+    flags.add_argument("--seconds", type=float, default=5.0, help="processor time that a case may take")
     flags.add_argument("--seed", type=int, default=0, help="of the mutations")
     return flags
 
@@ -91,7 +91,7 @@ class Trial:
         while process.poll() is None:
             time.sleep(0.05)
             done = self.counts()["done"]
-            patience = START if done == first else 10 * self.flags.seconds
+            patience = START if done == first else PATIENCE
             if done != last:
                 last, since = done, time.monotonic()
             elif time.monotonic() - since > patience:
@@ -162,8 +162,8 @@ def record(session: common.Session) -> common.Record:
         *session.notes, "right: the damage lies where it changes nothing, such as a number of the header that means the same.",
         "other: forged files of codecs that lose something, and bare streams, whose callers keep a checksum; what comes out is of the kind "
         "and size that was asked for.",
-        f"A process may take {flags.megabytes} MB beyond what it has at its first case, a case {flags.seconds:g} s; seconds include the "
-        "start of the process and a training of some steps where a codec needs one.",
+        f"A process may take {flags.megabytes} MB beyond what it has at its first case, a case {flags.seconds:g} s of processor time; "
+        "seconds include the start of the process and a training of some steps where a codec needs one.",
     ]  # fmt: skip
     data = ["inputs made here; stories260k for the language model"]
     seconds = round(time.perf_counter() - session.began, 1)
