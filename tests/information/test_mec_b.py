@@ -46,7 +46,7 @@ def test_greedy_couplings_are_within_their_bound_of_the_least_entropy(method, se
     assert least - 1e-9 <= found <= least + np.log2(np.e) / np.e
 
 
-@pytest.mark.parametrize("method", ["max", "zero", "best", "independent"])
+@pytest.mark.parametrize("method", ["max", "zero", "best", "sla", "independent"])
 @pytest.mark.parametrize(("n", "m"), [(1, 5), (7, 7), (512, 4), (40, 300)])
 def test_marginals_are_exact(method, n, m):
     p, q = laws(n, n)[0], laws(m, m)[0]
@@ -56,6 +56,20 @@ def test_marginals_are_exact(method, n, m):
     np.testing.assert_allclose(found.columns, q, atol=1e-12)
     assert method == "independent" or (found.joint > 0).sum() <= n + m - 1
     assert max(entropy(p), entropy(q)) - 1e-9 <= found.entropy <= entropy(p) + entropy(q) + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_successive_linear_programs_end_at_a_vertex_between_the_least_entropy_and_that_of_independence(seed):
+    p, q = laws(seed, 3, 2)
+    found = mec(p, q, "sla")
+    assert (found.joint > 0).sum() <= 5
+    assert least_entropy(p, q) - 1e-9 <= found.entropy < entropy(p) + entropy(q)
+    assert (mec(p, q, "sla").joint == found.joint).all()
+
+
+def test_greedy_couplings_beat_successive_linear_programs_on_average():
+    pairs = [laws(seed, 8, 2) for seed in range(12)]
+    assert np.mean([mec(p, q, "sla").entropy - mec(p, q).entropy for p, q in pairs]) > 0.1
 
 
 def test_no_mass_is_lost_where_little_is_left():
