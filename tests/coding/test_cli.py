@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from tersor.coding import CorruptStream
+from tersor.coding import CorruptStream, pictures, training
 from tersor.coding.files import decode_file, encode_file
+from tersor.coding.pictures import read_picture, write_picture
 from tersor.errors import InvalidArgument, TersorError
 
 
@@ -48,3 +52,51 @@ def test_errors_name_the_file(tmp_path: Path):
     (tmp_path / "here").write_bytes(b"x")
     with pytest.raises(TersorError, match=r"cannot write .*x: No such file"):
         encode_file(tmp_path / "here", tmp_path / "folder" / "x")
+
+
+CONTENTS = {
+    "notes.txt": (b"What is written twice is written twice. " * 100, {"bytes"}),
+    "sound.wav": (np.cumsum(np.random.default_rng(0).integers(-9, 10, 3000)).astype("<i2").tobytes(), {"bytes", "xz"}),
+    "shape.obj": (b"".join(b"v %d %d 0\n" % (i, i * i % 31) for i in range(400)), {"bytes", "bz2"}),
+    "packed.png": (np.random.default_rng(1).bytes(3000), {"raw"}),
+    "counted.bin": (bytes(range(200)) + bytes(range(199, -1, -1)), {"programs"}),
+    "empty": (b"", {"raw", "bytes"}),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_what_suits_the_content_is_chosen_and_named(name: str, tmp_path: Path):
+    content, expected = CONTENTS[name]
+    source, packed, back = tmp_path / name, tmp_path / "x.tersor", tmp_path / "back"
+    source.write_bytes(content)
+    done = encode_file(source, packed)
+    assert set(done.codecs) <= expected
+    assert f" by {', '.join(done.codecs)}; " in str(done)
+    assert decode_file(packed, back).codecs == done.codecs
+    assert back.read_bytes() == content
+    assert packed.stat().st_size < len(content) + 64
+
+
+def test_a_trained_codec_is_trained_on_first_use_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERSOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TERSOR_DATA", raising=False)
+    monkeypatch.setitem(training.TRAINABLE, "walloc", dataclasses.replace(training.TRAINABLE["walloc"], steps=2))
+    scene = torch.arange(3 * 24 * 40).remainder(256).to(torch.uint8).reshape(3, 24, 40)
+    monkeypatch.setattr(pictures, "_default_pictures", lambda: ([scene], "a scene"))
+    photo, packed, back = tmp_path / "photo.png", tmp_path / "photo.tersor", tmp_path / "back.png"
+    photo.write_bytes(write_picture(scene))
+    steps: list[int] = []
+    for _ in range(2):
+        done = encode_file(photo, packed, codec="walloc", progress=lambda step, of, loss: steps.append(step))
+    assert steps == [1, 2]
+    assert done.codecs == ("walloc",)
+    decode_file(packed, back)
+    assert read_picture(back.read_bytes()).shape == (3, 24, 40)
+    # Elsewhere there is another default, or none: the file names its codec, and nothing is trained in vain.
+    monkeypatch.setenv("TERSOR_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(InvalidArgument, match="pass its folder"):
+        decode_file(packed, back)
+    assert not (tmp_path / "elsewhere").exists()
+    with pytest.raises(InvalidArgument, match="cannot read"):
+        encode_file(tmp_path / "missing.png", packed, codec="walloc")
+    assert not (tmp_path / "elsewhere").exists()

@@ -20,10 +20,13 @@ def encode(
     verify: Annotated[bool, typer.Option(help="Decode everything again before it is written.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Compress FILE by whatever codec suits its content; losslessly, unless a trained codec is given."""
+    """Compress FILE by whatever codec suits its content; losslessly, unless a trained codec is named, whose default is trained once."""
     from tersor.coding.files import encode_file
+    from tersor.pipeline.progress import bars, counted
 
-    result = encode_file(file, output, codec=codec, model=model, block=block, verify=verify)
+    with bars() as progress:
+        training = counted(progress, f"training {codec}, once")
+        result = encode_file(file, output, codec=codec, model=model, block=block, verify=verify, progress=training)
     show(result, as_json, result.to_dict())
 
 

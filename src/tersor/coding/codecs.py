@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tersor.coding.training import TrainedCodec
     from tersor.models import Model
 
+# Longest data that "auto" searches programs for, which takes some milliseconds for every 128 bytes.
+_SHORT_ENOUGH = 4096
 AUTO, BYTES, TEXT, PROGRAMS = "auto", "bytes", "text", "programs"
 # The numbers are the file format: never change one, never give one again.
 _NUMBERS: dict[str, int] = {"raw": 0, "deflate": 1, "bz2": 2, "xz": 3, BYTES: 4, TEXT: 5, PROGRAMS: 6}
@@ -30,8 +32,8 @@ def encode(data: bytes, *, codec: str = AUTO, model: Model | TrainedCodec | None
 
     Args:
         data: Any bytes.
-        codec: ``"auto"`` tries the byte model, the methods of the standard library, and the language model if one is given, and keeps
-            the smallest, or takes the trained codec that is given; or one of :data:`CODECS`.
+        codec: ``"auto"`` tries the byte model, the methods of the standard library, programs for data of up to 4,096 bytes, and the
+            language model if one is given, and keeps the smallest, or takes the trained codec that is given; or one of :data:`CODECS`.
         model: A language model for ``"text"``, or what :func:`tersor.coding.training.load_codec` gives for a trained codec; whoever
             decodes needs it too.
         verify: Decode the result and compare before it is returned; what fails is stored by another codec.
@@ -49,10 +51,10 @@ def encode(data: bytes, *, codec: str = AUTO, model: Model | TrainedCodec | None
         return _encode_trained(codec, data, model, verify)
     if codec == TEXT and model is None:
         raise InvalidArgument("the codec 'text' needs a language model; pass model= (--model), or use 'bytes', which needs none")
-    if codec == AUTO and model is not None:
-        candidates = [TEXT, BYTES, *classical.METHODS]
-    else:
-        candidates = [BYTES, *classical.METHODS] if codec == AUTO else [codec]
+    candidates = [codec]
+    if codec == AUTO:
+        programs = [PROGRAMS] if len(data) <= _SHORT_ENOUGH else []
+        candidates = [*([TEXT] if model is not None else []), BYTES, *classical.METHODS, *programs]
     results = sorted((_encode_with(name, data, model, verify) for name in candidates), key=len)
     for result in results:
         if not verify or _gives_back(result, data, model):
@@ -79,12 +81,10 @@ def decode(data: bytes, *, model: Model | TrainedCodec | None = None, force: boo
 
 def decode_container(container: Container, *, model: Model | TrainedCodec | None = None, force: bool = False) -> bytes:
     """As :func:`decode`, for a container that was read already."""
-    name, header = _NAMES.get(container.codec), container.header
+    name, header = codec_name(container.codec), container.header
     if name in TRAINED:
         return _decode_trained(name, container, model)
     size, checksum = header.get("size"), header.get("crc32")
-    if name is None:
-        raise CorruptStream(f"the file names codec {container.codec}, which this tersor does not have; update tersor")
     if type(size) is not int or type(checksum) is not int or size < 0:
         raise CorruptStream("the header of the compressed file lacks the size or the checksum of the original")
     result = _decode_with(name, container, size, model, force)
@@ -93,6 +93,17 @@ def decode_container(container: Container, *, model: Model | TrainedCodec | None
             "the decoded data does not match the checksum of the original: the file is damaged, or floats rounded differently"
         )
     return result
+
+
+def codec_name(number: int) -> str:
+    """The codec that a number in a file means.
+
+    Raises:
+        CorruptStream: If it means none.
+    """
+    if number not in _NAMES:
+        raise CorruptStream(f"the file names codec {number}, which this tersor does not have; update tersor")
+    return _NAMES[number]
 
 
 def takes_whole_files(codec: str, model: object) -> bool:

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tersor.coding.codecs import AUTO
-from tersor.coding.streaming import BLOCK, decode_stream, encode_stream
+from tersor.coding.codecs import AUTO, TRAINED, codec_name
+from tersor.coding.defaults import default_codec, kept_codec
+from tersor.coding.streaming import BLOCK, containers, decode_stream, encode_stream
 from tersor.errors import InvalidArgument, TersorError
 
 
@@ -25,6 +26,7 @@ class Transfer:
         read: Its bytes.
         written: Likewise.
         seconds: How long it took.
+        codecs: Names of the codecs that its blocks were written by, each once.
     """
 
     source: str
@@ -32,6 +34,7 @@ class Transfer:
     read: int
     written: int
     seconds: float
+    codecs: tuple[str, ...] = ()
 
     @property
     def bits_per_byte(self) -> float:
@@ -45,30 +48,38 @@ class Transfer:
 
     def __str__(self) -> str:
         speed = max(self.read, self.written) / max(self.seconds, 1e-9) / 1e6
-        return f"{self.source}: {self.read:,} bytes; {self.target}: {self.written:,} bytes; {self.seconds:.1f} s, {speed:.2g} MB/s"
+        by = f" by {', '.join(self.codecs)}" if self.codecs else ""
+        return f"{self.source}: {self.read:,} bytes; {self.target}: {self.written:,} bytes{by}; {self.seconds:.1f} s, {speed:.2g} MB/s"
 
 
 def encode_file(
-    source: Path, target: Path, *, codec: str = AUTO, model: str | None = None, block: int = BLOCK, verify: bool = True
-) -> Transfer:
+    source: Path, target: Path, *, codec: str = AUTO, model: str | None = None, block: int = BLOCK, verify: bool = True,
+    progress: Callable[[int, int, float], object] | None = None,
+) -> Transfer:  # fmt: skip
     """Compress a file; ``target`` appears only when it is whole.
 
     Args:
         source: Any file.
         target: Where the compressed file goes.
         codec: As in :func:`tersor.coding.encode`.
-        model: What :func:`tersor.load` takes, for a language model, or the folder of a trained codec.
+        model: What :func:`tersor.load` takes, for a language model, or the folder of a trained codec. A trained codec that is named
+            without one is the default of :func:`tersor.coding.defaults.default_codec`, trained on its first use.
         block: Bytes in memory at once.
         verify: Decode every block again before it is written.
+        progress: Of that training: called with steps done, steps in all and the loss.
 
     Raises:
         InvalidArgument: If ``source`` cannot be read, or an option is out of range.
         TersorError: If ``target`` cannot be written.
     """
-    loaded = None if model is None else _load(model)
+    _check_readable(source)
+    loaded: Any = None if model is None else _load(model)
+    if model is None and codec in TRAINED:
+        loaded = default_codec(codec, progress)
     return _transfer(
-        source, target, lambda reader, writer: encode_stream(reader, writer, codec=codec, model=loaded, block=block, verify=verify)
-    )
+        source, target, target,
+        lambda reader, writer: encode_stream(reader, writer, codec=codec, model=loaded, block=block, verify=verify),
+    )  # fmt: skip
 
 
 def decode_file(source: Path, target: Path, *, model: str | None = None, force: bool = False) -> Transfer:
@@ -77,7 +88,7 @@ def decode_file(source: Path, target: Path, *, model: str | None = None, force: 
     Args:
         source: What :func:`encode_file` wrote.
         target: Where the original goes.
-        model: The language model, or the folder of the trained codec, that wrote it, if one did.
+        model: The language model, or the folder of the trained codec, that wrote it, if one did; not for the default codec of this machine.
         force: As in :func:`tersor.coding.decode`.
 
     Raises:
@@ -85,8 +96,30 @@ def decode_file(source: Path, target: Path, *, model: str | None = None, force: 
         CorruptStream: If it is damaged.
         TersorError: If ``target`` cannot be written, or the model or the numerics are others.
     """
-    loaded = None if model is None else _load(model)
-    return _transfer(source, target, lambda reader, writer: decode_stream(reader, writer, model=loaded, force=force))
+    _check_readable(source)
+    loaded = _writer(source) if model is None else _load(model)
+    return _transfer(source, target, source, lambda reader, writer: decode_stream(reader, writer, model=loaded, force=force))
+
+
+def _check_readable(source: Path) -> None:
+    """Before a model is loaded, or even trained, for nothing."""
+    try:
+        source.open("rb").close()
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {source}: {error.strerror}") from None
+
+
+def _writer(source: Path) -> Any:
+    """This machine's default codec, if that wrote the file."""
+    with source.open("rb") as file:
+        container = next(containers(file))
+    name = codec_name(container.codec)
+    return kept_codec(name, container.header.get("model")) if name in TRAINED else None
+
+
+def _codecs(packed: Path) -> tuple[str, ...]:
+    with packed.open("rb") as file:
+        return tuple(dict.fromkeys(codec_name(container.codec) for container in containers(file)))
 
 
 def _load(name: str) -> Any:
@@ -99,7 +132,7 @@ def _load(name: str) -> Any:
     return load(name)
 
 
-def _transfer(source: Path, target: Path, work: Callable[[BinaryIO, BinaryIO], object]) -> Transfer:
+def _transfer(source: Path, target: Path, packed: Path, work: Callable[[BinaryIO, BinaryIO], object]) -> Transfer:
     began = time.perf_counter()
     try:
         reader = source.open("rb")
@@ -108,7 +141,7 @@ def _transfer(source: Path, target: Path, work: Callable[[BinaryIO, BinaryIO], o
     with reader, _whole(target) as writer:
         work(reader, writer)
         read, written = reader.tell(), writer.tell()
-    return Transfer(str(source), str(target), read, written, time.perf_counter() - began)
+    return Transfer(str(source), str(target), read, written, time.perf_counter() - began, _codecs(packed))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -109,6 +109,19 @@ def decode_stream(
     if buffer or source.read(1):
         raise CorruptStream("something follows the end of the compressed data")
     return total
+
+
+def containers(source: BinaryIO) -> Iterator[Container]:
+    """The blocks of a compressed file, which may not belong together; see :func:`decode_stream`.
+
+    Raises:
+        CorruptStream: If one is damaged or cut short, or there is none.
+    """
+    container, buffer = _next(source, b"")
+    yield container
+    while buffer or (buffer := source.read(_READ)):
+        container, buffer = _next(source, buffer)
+        yield container
 
 
 def _next(source: BinaryIO, buffer: bytes) -> tuple[Container, bytes]:

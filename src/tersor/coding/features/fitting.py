@@ -137,9 +137,7 @@ def start_blocks(
     return best
 
 
-def stage2_loss(
-    student: EntropicStudent, target: Tensor | None, x: Tensor, labels: Tensor, config: FitConfig, tail: str = MAIN
-) -> Tensor:
+def stage2_loss(student: EntropicStudent, target: Tensor | None, x: Tensor, labels: Tensor, config: FitConfig, tail: str = MAIN) -> Tensor:
     """Cross-entropy of labels and of the teacher's probabilities, from latents that are really rounded.
 
     Args:

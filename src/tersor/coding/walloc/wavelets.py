@@ -74,9 +74,7 @@ class WaveletPacket:
     def inverse(self, bands: Tensor) -> Tensor:
         """The signal that :meth:`forward` made ``bands`` of, up to rounding."""
         if bands.ndim != self.ndim + 2 or bands.shape[1] % self.gain:
-            raise InvalidArgument(
-                f"bands have [batch, a multiple of {self.gain} channels] and {self.ndim} sides, got {tuple(bands.shape)}"
-            )
+            raise InvalidArgument(f"bands have [batch, a multiple of {self.gain} channels] and {self.ndim} sides, got {tuple(bands.shape)}")
         for _ in range(self.levels):
             parts = list(bands.unflatten(1, (-1, 1 << self.ndim)).unbind(2))
             if self.ndim == 2:
