@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from scipy import integrate, optimize, stats
@@ -9,7 +11,20 @@ from torch import Tensor, nn
 
 from tersor.errors import InvalidArgument
 from tersor.kernels.hadamard import block_of, rotate
-from tersor.training import GAUSSIAN_CLIP, LSQLinear, Quantizer, QuESTLinear, export, lsq, quest
+from tersor.training import (
+    GAUSSIAN_CLIP,
+    LSQLinear,
+    Quantizer,
+    QuESTLinear,
+    RoundedInputs,
+    export,
+    export_onnx,
+    load_module,
+    lsq,
+    quest,
+    save_module,
+    stored_bytes,
+)
 from tersor.training.lsq import learned_rounding
 
 BITS = range(1, 9)
@@ -150,6 +165,44 @@ def test_what_is_exported_computes_what_was_trained(bits: int, inputs: int | Non
     torch.testing.assert_close(model[0](x), trained, rtol=1e-4, atol=1e-5)
     stored = [buffer for buffer in model[0].buffers() if buffer.dtype == torch.uint8]
     assert sum(buffer.numel() for buffer in stored) == 20 * -(-48 * bits // 8)
+
+
+def test_rounded_inputs_are_saved_loaded_and_exported(tmp_path: Path):
+    pytest.importorskip("onnxruntime")
+    model = nn.Sequential(layer(4, 3), nn.ReLU(), nn.Linear(20, 4))
+    export(model)
+    x = normal(11, 9, 48)
+    assert save_module(model, tmp_path / "model.safetensors") > stored_bytes(model)
+    loaded = load_module(nn.Sequential(nn.Linear(48, 20), nn.ReLU(), nn.Linear(20, 4)), tmp_path / "model.safetensors")
+    assert isinstance(loaded[0], RoundedInputs)
+    assert loaded[0].activations == model[0].activations
+    assert torch.equal(loaded(x), model(x))
+    # Written dense and compared with the model by onnxruntime; the inputs are rounded there too.
+    export_onnx(loaded, (x,), tmp_path / "model.onnx")
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_a_language_model_of_few_bits_is_one_of_tersors_and_runs_without_it(stories_path: Path, tmp_path: Path):
+    import copy
+
+    from transformers import AutoModelForCausalLM
+
+    import tersor
+
+    original = tersor.load(stories_path)
+    module = copy.deepcopy(original.module)
+    quest(module, weights=6, activations=6)
+    export(module, round_inputs=False)
+    small = tersor.Model(module, original.tokenizer, "few bits")
+    tokens = original.encode("Once upon a time")[None]
+    with torch.no_grad():
+        expected = small.module(tokens).logits
+        small.save(tmp_path / "own")
+        assert torch.equal(tersor.load(tmp_path / "own").module(tokens).logits, expected)
+        small.export(tmp_path / "plain", format="safetensors")
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+        torch.testing.assert_close(plain(tokens).logits, expected, rtol=1e-3, atol=1e-3)
+    assert small.nbytes < 0.5 * original.nbytes
 
 
 def test_conversion_keeps_parameters_and_skips_what_it_is_told():

@@ -25,6 +25,7 @@ class QuEST(Method):
         weights: A quantizer, a number of bits with its defaults, or ``None`` to leave the weights.
         activations: The same for what the layers are given.
         skip: Layers whose dotted name contains one of these stay.
+        round_inputs: Whether inputs go on being rounded after :meth:`finalize`, see :func:`export`.
 
     Raises:
         InvalidArgument: On an option out of range.
@@ -36,6 +37,7 @@ class QuEST(Method):
     weights: Quantizer | int | None = 4
     activations: Quantizer | int | None = 4
     skip: Sequence[str] = ("lm_head", "embed")
+    round_inputs: bool = True
     _layers: list[str] = field(default_factory=list, init=False, repr=False)
 
     name = "quest"
@@ -59,7 +61,7 @@ class QuEST(Method):
         """Replace the layers by their codes; layers whose weights are not rounded, or pruned in pairs besides, stay as they are."""
         first = self._model.get_submodule(self._layers[0])
         if isinstance(first, QuESTLinear) and (rounded := first.quantized_weights) is not None and rounded.keep_pairs == 4:
-            export(self._model)
+            export(self._model, round_inputs=self.round_inputs)
 
     def report(self) -> dict[str, Any]:
         """Bits of weights and inputs, and how many layers have them."""

@@ -233,8 +233,13 @@ def quest(
     return list(layers)
 
 
-def export(model: nn.Module) -> list[str]:
-    """Replace every :class:`QuESTLinear` by its stored codes, in place; inputs go on being rounded where they were.
+def export(model: nn.Module, *, round_inputs: bool = True) -> list[str]:
+    """Replace every :class:`QuESTLinear` by its stored codes, in place.
+
+    Args:
+        model: What :func:`quest` changed.
+        round_inputs: Go on rounding inputs where they were, so that exactly what was trained is computed. Without it plain compressed
+            layers are left, which a :class:`tersor.Model` holds, saves and exports; inputs in floating point lose less.
 
     Returns:
         The names of the layers.
@@ -248,5 +253,5 @@ def export(model: nn.Module) -> list[str]:
     for name, layer in layers.items():
         compressed = CompressedLinear(layer.compressed(), layer.bias)
         rounded = layer.quantized_activations
-        put_layer(model, name, compressed if rounded is None else RoundedInputs(compressed, rounded))
+        put_layer(model, name, RoundedInputs(compressed, rounded) if rounded is not None and round_inputs else compressed)
     return list(layers)
