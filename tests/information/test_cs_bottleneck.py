@@ -114,6 +114,7 @@ def test_information_of_a_constant_is_nothing_and_of_itself_the_most():
     assert found == sorted(found)
     assert float(normalised_cs_information(x, x)) == pytest.approx(1)
 
+
 def test_information_of_a_permutation_is_the_bias_of_few_samples():
     x = normal(0, 256, 1)
     permuted = x[torch.randperm(256, generator=torch.Generator().manual_seed(1))]
@@ -184,6 +185,33 @@ def test_the_gradient_is_that_of_the_squared_error():
     for column in range(5):
         moved = [np.square(model.predict(x + sign * step * np.eye(5)[column]) - y) / scale for sign in (1, -1)]
         np.testing.assert_allclose(model.gradient(x, y)[:, column], (moved[0] - moved[1]) / 2e-5, rtol=1e-3, atol=1e-5)
+
+
+def test_an_attack_stays_in_its_box_and_does_what_it_is_for():
+    x, y = make_friedman1(240, 5, noise=0.1, random_state=0)
+    x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
+    model = CSBottleneck(epochs=8, random_state=0).fit(x[:160], y[:160])
+    error = {}
+    for name, options in {"once": {}, "in steps": {"step": 0.05, "iterations": 5}, "in vain": {"step": 0.0, "iterations": 3}}.items():
+        attacked = model.attack(x[160:], y[160:], 0.2, **options)
+        assert np.abs(attacked - x[160:]).max() <= 0.2 + 1e-12
+        error[name] = np.square(model.predict(attacked) - y[160:]).mean()
+    np.testing.assert_allclose(model.attack(x, y, 0.1), x + 0.1 * np.sign(model.gradient(x, y)))
+    assert error["in vain"] == pytest.approx(np.square(model.predict(x[160:]) - y[160:]).mean())
+    assert error["in vain"] < min(error["once"], error["in steps"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"epsilon": -1.0}, "epsilon must be"),
+        ({"epsilon": 1.0, "step": -0.1}, "step must be"),
+        ({"epsilon": 1.0, "iterations": 0}, "iterations"),
+    ],
+)
+def test_an_impossible_attack_is_refused(options, said):
+    with pytest.raises(InvalidArgument, match=said):
+        CSBottleneck().attack(np.zeros((2, 2)), np.zeros(2), **options)
 
 
 def test_fitting_leaves_the_global_generators_alone():

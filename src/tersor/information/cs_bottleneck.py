@@ -140,6 +140,41 @@ class CSBottleneck(RegressorMixin, TransformerMixin, BaseEstimator):
         (slopes,) = torch.autograd.grad((self.decoder_(self.encoder_(x)) - truth).square().sum(), x)
         return slopes.numpy()
 
+    def attack(self, X: Any, y: Any, epsilon: float, *, step: float | None = None, iterations: int = 1) -> np.ndarray[Any, Any]:
+        """Inputs that an adversary with full knowledge makes of ``X``: no feature moves by more than ``epsilon``.
+
+        With one iteration this is the fast gradient sign method; with more and a smaller step, projected gradient ascent on the squared
+        error from ``X`` itself, without a random start.
+
+        Args:
+            X: ``[n, d]``.
+            y: ``[n]`` or ``[n, m]``.
+            epsilon: In the unit of ``X``; standardise inputs whose features differ in scale.
+            step: Of each iteration; all of ``epsilon`` unless given.
+            iterations: Steps.
+
+        Returns:
+            ``[n, d]``.
+
+        Raises:
+            InvalidArgument: On a negative ``epsilon`` or ``step``, or less than one iteration.
+
+        Reference:
+            Goodfellow, Shlens, Szegedy: "Explaining and Harnessing Adversarial Examples", 2015.
+            Madry, Makelov, Schmidt, Tsipras, Vladu: "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018.
+        """
+        check_number("epsilon", epsilon, 0.0)
+        length = epsilon if step is None else check_number("step", step, 0.0)
+        check_integer("iterations", iterations, 1)
+        check_is_fitted(self)
+        start = validate_data(self, X, dtype=np.float64, reset=False)
+        moved = np.zeros_like(start)
+        for _ in range(iterations):
+            # Standardising an input does not change the sign of its slope.
+            moved = np.clip(moved + length * np.sign(self.gradient(start + moved, y)), -epsilon, epsilon)
+        attacked: np.ndarray[Any, Any] = start + moved
+        return attacked
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
