@@ -147,7 +147,8 @@ def _linearised(p: Array, q: Array) -> Array:
 
     n, m = len(p), len(q)
     sums = vstack([kron(eye_array(n), np.ones((1, m))), kron(np.ones((1, n)), eye_array(m))]).tocsr()
-    joint = _scaled(np.random.default_rng(0).random((n, m)), p, q)
+    random = np.random.default_rng(0)
+    joint = _scaled(random.random((n, m)), p, q)
     for _ in range(_PROGRAMS):
         solved = linprog(-np.log(joint + _SLOPE).ravel(), A_eq=sums, b_eq=np.concatenate((p, q)), bounds=(0, None), method="highs-ds")
         found = _leaf_by_leaf(solved.x.reshape(n, m) > _EMPTY, p, q)

@@ -75,7 +75,8 @@ def _measure_private() -> list[Measurement]:
         rows.append({"system": f"{n} users in turn, d {d}, k {k}: error", "measured": error, "side": "at least", "bound": bound})
     for epsilon in (0.5, 2.0):
         randomiser = BallRandomiser(epsilon, 1.0, 5)
-        messages = np.random.default_rng(0).normal(size=(400, 5))
+        random = np.random.default_rng(0)
+        messages = random.normal(size=(400, 5))
         users = np.vstack([np.eye(5), -np.eye(5), np.zeros(5)])
         densities = np.stack([randomiser.density(messages, user) for user in users])
         ratio = float((densities.max(0) / densities.min(0)).max())
