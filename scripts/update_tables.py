@@ -12,6 +12,7 @@ Run it after a measurement or a change of a flag, an option or a recipe key; ``-
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -124,16 +125,19 @@ def _reference(name: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Update all pages, or with ``--check`` list those that are out of date and return 1."""
+    parser = argparse.ArgumentParser(description="Rewrite the generated tables of README.md and docs/.")
+    parser.add_argument("--check", action="store_true", help="only say what is out of date")
+    check = parser.parse_args(arguments).check
     stale = []
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (new := filled(text)) != text:
             stale.append(page.relative_to(ROOT))
-            if "--check" not in arguments:
+            if not check:
                 page.write_text(new, encoding="utf-8")
-    verb = "out of date" if "--check" in arguments else "updated"
+    verb = "out of date" if check else "updated"
     print("\n".join(f"{verb}: {page}" for page in stale) or "all tables are up to date")
-    return int(bool(stale) and "--check" in arguments)
+    return int(bool(stale) and check)
 
 
 if __name__ == "__main__":

@@ -151,12 +151,12 @@ class Job:
         """Choose a level for every layer under ``budget``, by default as the recipe says.
 
         Args:
-            budget: Bytes of the whole tensor file.
+            budget: Bytes of the whole tensor file; those of the recipe if not given.
             search: Another search than the recipe's.
             state: Where the search keeps its state; by default in the run directory.
         """
         chosen = search or self.recipe.search
-        problem = self.problem(budget)
+        problem = self.problem(self.budget if budget is None else budget)
         measured = self.texts.search is not None and any(len(unit.costs) > 1 for unit in problem.units)
         fitness = self.fitness if measured and chosen.measures else None
         return fill_up(problem, allocate(problem, chosen, fitness, state or self.run.search_state, self.progress))
