@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +34,7 @@ class Setting:
         search: Tokens that candidates are judged on.
         generations: Of the evolutionary search.
         stages: Of the same, ``(survivors, tokens)``.
+        initial: What the search starts from.
         context: Window length.
         evaluation: Held-out tokens.
         blocks: Keep only so many blocks of the model, for a trial run.
@@ -48,6 +49,7 @@ class Setting:
     stages: tuple[tuple[int, int], ...]
     context: int
     evaluation: int
+    initial: str = "fittest"
     blocks: int | None = None
 
 
@@ -128,7 +130,7 @@ def make_job(original: Any, setting: Setting, folder: Path, grid: dict[str, Any]
         "levels": [{"method": "gptq", "bits": list(bits), "act_order": True, "clip": "hessian", **grid}],
         "embeddings": [{"method": "rtn", "bits": list(bits), "clip": "mse", **grid}],
         "budget": "1GB",
-        "search": {"tokens": setting.search, "stages": setting.stages, "generations": setting.generations},
+        "search": {"tokens": setting.search, "stages": setting.stages, "generations": setting.generations, "initial": setting.initial},
         "calibration": {"text": "wikitext2.valid", "tokens": setting.calibration, "held_out": 2048, "context": setting.context},
         "evaluation": {"tokens": 0},
     }
@@ -212,13 +214,24 @@ NOTES = (
 )
 
 
+def _asked(setting: Setting, flags: Any) -> Setting:
+    """``setting`` with what the flags change."""
+    types = tuple(flags.types or setting.types)
+    budgets = tuple(kind for kind in setting.budgets if kind in types)
+    generations = setting.generations if flags.generations is None else flags.generations
+    return replace(setting, types=types, budgets=budgets, generations=generations, initial=flags.initial or setting.initial)
+
+
 def main() -> int:
     """Run the benchmark."""
     flags = common.parser(__doc__, repeats=1, threads=common.cores())
     common.add_peer(flags, "llamacpp-python", ["llama-cpp-python==0.3.36", "numpy"])
+    flags.add_argument("--types", nargs="+", help="of llama.cpp, instead of all")
+    flags.add_argument("--generations", type=int, help="of the search")
+    flags.add_argument("--initial", choices=["fittest", "knapsack"], help="what the search starts from; fittest measures every layer first")
     parsed = flags.parse_args()
     python = common.peer_python(parsed, "llamacpp-python")
-    setting = QUICK if parsed.quick else FULL
+    setting = _asked(QUICK if parsed.quick else FULL, parsed)
     data_used = ["smollm2-135m", "calibration and search wikitext2.valid", f"held out wikitext2.test ({setting.evaluation:,} tokens)"]
     session = common.Session("llamacpp", parsed, notes=list(NOTES), data=data_used)
     import torch
