@@ -71,19 +71,11 @@ class PVOptimizer(torch.optim.Optimizer):
         job = self._job
         if any(parameter.grad is None for group in self.param_groups for parameter in group["params"]):
             raise InvalidArgument("a matrix of the student has no gradient; call backward() on a loss of the whole student before step()")
-        gradients, matrices = job._gradients(), {name: job._gradient(name) for name in job.weights}
         share = self.param_groups[0]["lr"] / self._config.learning_rate
         job.values.learning_rate = share * self._config.learning_rate
         job.buffer.learning_rate = share * self._config.code_learning_rate
-        with torch.no_grad():
-            job.values.advance(self._values(), gradients)
-            job.changes.append(job._move_codes(matrices))
-        job.step += 1
+        job.apply()
         return loss
-
-    def _values(self) -> dict[str, Tensor]:
-        inner = {f"{name}.{key}": value.data for name, weight in self._job.weights.items() for key, value in weight.values.items()}
-        return inner | {key: norm.data for key, norm in self._job.norms.items()}
 
     def tuned(self) -> Model:
         """The compressed model as it is now: the format, the bytes and the speed of the one that was given."""

@@ -184,16 +184,18 @@ class _Job:
         tokens = self.windows[torch.randint(self.windows.shape[0], (self.config.batch,), generator=generator)]
         loss = divergence(self.student, self.teacher, tokens)
         loss.backward()
-        gradients = self._gradients()
+        self.apply()
+        self.losses.append(loss.item())
+        return self.losses[-1]
+
+    def apply(self) -> None:
+        """Move values and codes by the gradients of the dense twins, and take those gradients off."""
+        gradients, matrices = self._gradients(), {name: self._gradient(name) for name in self.weights}
         tensors = {f"{name}.{key}": value for name, weight in self.weights.items() for key, value in weight.values.items()} | self.norms
-        matrices = {name: self._gradient(name) for name in self.weights}
         with torch.no_grad():
             self.values.advance({key: tensor.data for key, tensor in tensors.items()}, gradients)
-            changed = self._move_codes(matrices)
+            self.changes.append(self._move_codes(matrices))
         self.step += 1
-        self.losses.append(loss.item())
-        self.changes.append(changed)
-        return self.losses[-1]
 
     def _gradient(self, name: str) -> Tensor:
         gradient = self._parameter(name).grad
