@@ -209,6 +209,16 @@ def test_foreign_output_is_refused(llama: Model, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_layers_that_the_configuration_does_not_describe_are_refused(llama: Model, tmp_path: Path):
+    """What could not be loaded is not written, such as a layer that was wrapped into another module."""
+    owner, _, name = next(iter(llama.linears())).rpartition(".")
+    parent = llama.module.get_submodule(owner)
+    setattr(parent, name, torch.nn.Sequential(getattr(parent, name)))
+    with pytest.raises(InvalidArgument, match="no parameter of a LlamaForCausalLM; put back"):
+        llama.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_empty_folder_is_fine(llama: Model, tmp_path: Path):
     (tmp_path / "out").mkdir()
     llama.save(tmp_path / "out")

@@ -113,6 +113,25 @@ def model_class(config: Any, name: str | None = None) -> Any:
     raise InvalidArgument(f"transformers has no language model or encoder for the configuration {type(config).__name__}")
 
 
+def skeleton(config: Any, name: str | None = None) -> Any:
+    """The module that a configuration describes, on the meta device.
+
+    Args:
+        config: A transformers configuration.
+        name: See :func:`model_class`.
+
+    Raises:
+        InvalidArgument: If transformers has no class for it.
+        CorruptFile: If the class cannot be built from it.
+    """
+    cls = model_class(config, name)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            return cls(config)
+    except Exception as error:
+        raise CorruptFile(f"the configuration does not describe a {cls.__name__}: {first_line(error)}") from None
+
+
 def load_tokenizer(path: Path) -> Any | None:
     """The tokenizer in a folder, or ``None`` if the folder has no file of one.
 

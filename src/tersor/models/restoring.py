@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import CorruptFile, InvalidArgument
-from tersor.models.huggingface import first_line, load_tokenizer, model_class, quiet_transformers, read_config
+from tersor.models.huggingface import first_line, load_tokenizer, read_config, skeleton
 from tersor.models.model import Model, is_linear
 from tersor.models.storage import CONFIG, DESCRIPTION, FORMAT, TENSORS, description_checksum
 from tersor.models.tensorfile import file_sha256, read_header
@@ -33,12 +33,10 @@ def load_native(path: Path, name: str | None = None) -> Model:
     """
     description = read_description(path)
     config = read_config(path)
-    cls = model_class(config, description["architecture"])
     try:
-        with quiet_transformers(), torch.device("meta"):
-            module = cls(config)
-    except Exception as error:
-        raise CorruptFile(f"{path / CONFIG} does not describe a {cls.__name__}: {first_line(error)}") from None
+        module = skeleton(config, description["architecture"])
+    except CorruptFile as error:
+        raise CorruptFile(f"{path / CONFIG}: {error}") from None
     tensors = _read_tensors(path)
     tied = dict(description["tied"])
     _share(tensors, tied, description["weights"], path)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import InvalidArgument, TersorError
+from tersor.models.huggingface import skeleton
 from tersor.models.model import Model
 from tersor.models.tensorfile import Promise, file_sha256, file_size, write_tensors
 from tersor.weights.modules import CompressedEmbedding, CompressedLinear
@@ -39,12 +40,14 @@ def save(model: Model, path: str | Path, dense_dtype: str = "auto") -> None:
             the smallest of them that holds it exactly. Loading gives float32 in every case.
 
     Raises:
-        InvalidArgument: If the folder holds something else, or a value does not fit the type.
+        InvalidArgument: If the folder holds something else, a value does not fit the type, or the model was rebuilt into something
+            that its configuration does not describe.
         TersorError: If the disk is full or the folder cannot be written; nothing is left behind.
     """
     target = Path(path)
     check_target(target)
     tensors = stored_tensors(model, dense_dtype)
+    _check_structure(model)
     work = target.absolute().with_name(f".{target.name}.saving")
     try:
         # Left by a process that was killed while it saved.
@@ -106,6 +109,19 @@ def tied_names(model: Model) -> dict[str, str]:
         if (known := first.setdefault(id(tensor), name)) != name:
             aliases[name] = known
     return aliases
+
+
+def _check_structure(model: Model) -> None:
+    """Refuse what loading would refuse: parameters that are not where the configuration puts them."""
+    expected = skeleton(model.config, model.architecture).state_dict().keys()
+    kinds = (CompressedLinear, CompressedEmbedding)
+    compressed = {f"{name}.weight" for name, part in model.module.named_modules() if isinstance(part, kinds)}
+    dense = {name for name in model.module.state_dict() if not name.startswith(tuple(f"{name}." for name in compressed))}
+    if foreign := sorted((dense | compressed) - expected):
+        raise InvalidArgument(
+            f"model {model.name} cannot be saved: {foreign[0]} is no parameter of a {model.architecture}; put back the layers that were "
+            "replaced, or save the module with tersor.training.save_module"
+        )
 
 
 def _storage_type(name: str, tensor: Tensor, dense_dtype: str) -> torch.dtype:
