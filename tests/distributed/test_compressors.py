@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
+import scipy.stats
 import torch
 
 from tersor.distributed import COMPRESSORS, Context, Identity, LowRank, RandK, ScaledSign, TopK, UniformQuant, parse_compressor
 from tersor.distributed.compressors import Compressor, describe_compressor
+from tersor.distributed.compressors.randk import sample
 from tersor.errors import InvalidArgument
 
 EVERY = [
@@ -89,6 +92,17 @@ def test_topk_is_the_best_of_its_size():
 @pytest.mark.parametrize(("ratio", "expected"), [(1e-9, 1), (0.01, 11), (0.5, 515), (1.0, 1030)])
 def test_a_ratio_is_rounded_up(ratio: float, expected: int):
     assert TopK(ratio=ratio).count(1030) == expected
+
+
+def test_every_set_of_indices_is_drawn_alike():
+    """Chi-squared of 66 sets over 6,600 draws, by the 99.99 % point of 65 degrees of freedom; large draws have no index twice."""
+    generator = torch.Generator().manual_seed(0)
+    counts = Counter(tuple(sample(12, 2, generator).sort().values.tolist()) for _ in range(6600))
+    assert sum((count - 100) ** 2 / 100 for count in counts.values()) + 100 * (66 - len(counts)) < scipy.stats.chi2.ppf(0.9999, 65)
+    for numel, count in ((1, 1), (7, 7), (1000, 249), (1000, 251), (10**6, 10**5)):
+        drawn = sample(numel, count, generator)
+        assert len(drawn.unique()) == count == len(drawn)
+        assert 0 <= int(drawn.min()) <= int(drawn.max()) < numel
 
 
 def test_randk_contracts_in_expectation_and_its_rescaled_form_is_unbiased():

@@ -167,7 +167,8 @@ def _generate_with_cache(model: Any, prompt: str, options: dict[str, Any], kind:
     text = continue_text(model, prompt, **options, cache=cache)
     made = {"cache_bytes": cache.nbytes(), "compression_ratio": cache.compression_ratio()}
     if not as_json:
-        print("keys and values: {cache_bytes:,} bytes, 1/{compression_ratio:.3g} of 16 bits".format(**made), file=sys.stderr)
+        share = 100 / cache.compression_ratio()
+        print(f"keys and values: {cache.nbytes():,} bytes, {share:.0f} % of what they take in 16 bits", file=sys.stderr)
     show(text, as_json, {"prompt": prompt, "text": text, **made})
 
 

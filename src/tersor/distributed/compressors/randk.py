@@ -10,6 +10,21 @@ from torch import Tensor
 from tersor.distributed.compressors.base import Compressor, Context, Message, check_ratio, kept
 
 
+def sample(numel: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` different indices below ``numel``, every set of them alike likely, int64 ``[count]``.
+
+    In time and memory of ``count`` where it is a small part: a permutation of a large layer takes longer than to send all of it.
+    """
+    if 4 * count >= numel:
+        return torch.randperm(numel, generator=generator)[:count]
+    found = torch.empty(0, dtype=torch.long)
+    while len(found) < count:
+        drawn = torch.randint(numel, (count + count // 4 + 8,), generator=generator)
+        found = torch.cat([found, drawn]).unique()
+    # Which values were hit is symmetric in the values, so any fair choice among them is fair among all.
+    return found[torch.randperm(len(found), generator=generator)[:count]]
+
+
 @dataclass(frozen=True)
 class RandK(Compressor):
     """Keeps ``ceil(ratio * numel)`` random entries that all workers draw alike: no indices are sent, and messages all-reduce.
@@ -36,8 +51,7 @@ class RandK(Compressor):
         check_ratio("randk", self.ratio)
 
     def _index(self, context: Context) -> Tensor:
-        generator = context.generator("randk", self.seed, context.step)
-        return torch.randperm(context.numel, generator=generator)[: kept(self.ratio, context.numel)]
+        return sample(context.numel, kept(self.ratio, context.numel), context.generator("randk", self.seed, context.step))
 
     def compress(self, x: Tensor, context: Context, shared: Tensor | None = None) -> Message:
         values = x[:, self._index(context).to(x.device)]
