@@ -15,6 +15,7 @@ import common
 import comparing
 
 OURS = "tersor"
+CORRECTION = 0.25
 FULL = comparing.Setting("smollm2-135m", "wikitext2.valid", "wikitext2.test", 16384, 512, 8192)
 QUICK = comparing.Setting("smollm2-135m", "wikitext2.valid", "wikitext2.test", 1024, 128, 1024, blocks=2)
 
@@ -39,8 +40,10 @@ class Entry:
 def ours(size: str, bits: int, scheme: str) -> list[Entry]:
     """Our rows of a size: calibrated and data-free."""
     grid = {"bits": bits, "group_size": 64, "scheme": scheme}
+    fitted = {"method": "gptq", **grid, "act_order": True, "clip": "hessian"}
     return [
-        Entry(size, OURS, f"gptq, {scheme}, act-order", {"method": "gptq", **grid, "act_order": True, "clip": "hessian"}),
+        Entry(size, OURS, f"gptq, {scheme}, act-order", fitted),
+        Entry(size, OURS, f"gptq, {scheme}, act-order, correction {CORRECTION}", {**fitted, "correction": CORRECTION}),
         Entry(size, OURS, f"rtn, {scheme}, no data", {"method": "rtn", **grid, "clip": "mse"}),
     ]
 
@@ -65,7 +68,7 @@ def entries(iterations: int) -> list[Entry]:
 
 def quick_entries() -> list[Entry]:
     """One size with our rows, and every peer once."""
-    return [entry for entry in entries(2) if entry.size == "3.30" or entry.tool != OURS][:5]
+    return [entry for entry in entries(2) if entry.size == "3.30" or entry.tool != OURS][:6]
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,9 @@ def run_ours(contest: Contest, entry: Entry) -> tuple[common.Finished, Any, int]
     """One of our entries: what it took, the model, bytes of its quantised layers."""
     from tersor.models import load
 
-    options = {**entry.options, "calibration": contest.material.options, "evaluation": {"tokens": 0}}
-    output = contest.folder / f"{entry.size}-{options['method']}"
+    options = {**entry.options, "evaluation": {"tokens": 0}}
+    options["calibration"] = {**contest.material.options, "correction": options.pop("correction", 0)}
+    output = contest.folder / f"{len(contest.session.rows)}"
     request = {"model": str(contest.material.dense), "method": options.pop("method"), "options": options, "output": str(output)}
     done = common.run_job("jobs/compress.py", request, threads=contest.threads)
     small = load(output)
@@ -166,15 +170,17 @@ def main() -> int:
     common.add_peer(flags, "quantizers-python", packages)
     flags.add_argument("--iterations", type=int, default=50, help="of auto-round")
     flags.add_argument("--only", help="one peer, and our rows")
+    flags.add_argument("--size", help="one size, such as 3.30; its record is its own")
     parsed = flags.parse_args()
     python = common.peer_python(parsed, "quantizers-python")
     setting = QUICK if parsed.quick else FULL
-    session = common.Session("quantizers", parsed, notes=list(NOTES), data=setting.data)
+    record = "quantizers" if parsed.size is None else f"quantizers_{parsed.size.replace('.', '')}"
+    session = common.Session(record, parsed, notes=list(NOTES), data=setting.data)
     with TemporaryDirectory() as name:
         contest = Contest(session, comparing.prepare(setting, Path(name), parsed.threads), Path(name), python)
         results = []
         for entry in quick_entries() if parsed.quick else entries(parsed.iterations):
-            if parsed.only not in (None, entry.tool) and entry.tool != OURS:
+            if parsed.size not in (None, entry.size) or (parsed.only not in (None, entry.tool) and entry.tool != OURS):
                 continue
             try:
                 results.append(run(contest, entry))

@@ -31,6 +31,9 @@ def compress(
     ratio: Annotated[float | None, typer.Option(help="Size as a fraction of the 16-bit model.")] = None,
     search: Annotated[str | None, typer.Option(help="evopress, sparse, knapsack, greedy, random or uniform.")] = None,
     calibration: Annotated[str | None, typer.Option(help="Text to fit on: a file, a name, or auto (the model writes it).")] = None,
+    correction: Annotated[
+        float | None, typer.Option(help="Share of what the blocks before have lost that a layer makes up for, 0 to 1.")
+    ] = None,
     evaluation: Annotated[str | None, typer.Option(help="Text for the reported numbers; never the calibration text.")] = None,
     target: Annotated[str | None, typer.Option(help="Format to export to later: gguf, compressed-tensors, safetensors.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling and search.")] = None,
@@ -45,7 +48,8 @@ def compress(
 
     job = job_recipe(
         recipe, method=method, bits=bits, group_size=group_size, sparsity=sparsity, size=size, ratio=ratio, search=search,
-        calibration=calibration, evaluation=evaluation, target=target, seed=seed, options=method_options(option or []),
+        calibration=calibration, correction=correction, evaluation=evaluation, target=target, seed=seed,
+        options=method_options(option or []),
     )  # fmt: skip
     with bars() as progress:
         small = run(model, job, output=output, on=on, restart=restart, progress=progress)

@@ -110,14 +110,17 @@ class Propagation:
             observer: Told the mask of every batch before it runs.
         """
         for rows in self.batches():
-            mask = self.mask_of(rows)
             if observer is not None:
-                observer.begin(mask)
-            inputs = self.inputs(rows) if index else None
-            output = run_block(self._module, self._blocks, index, inputs, self.tokens[rows], mask)
+                observer.begin(self.mask_of(rows))
+            output = self.run_batch(index, rows)
             if store:
                 self._form[rows.start] = with_hidden(output, torch.empty(0))
                 self._states.write(rows, hidden_of(output), self.tokens.shape[0])
+
+    def run_batch(self, index: int, rows: slice) -> Any:
+        """What block ``index`` returns for one batch; nothing is stored."""
+        inputs = self.inputs(rows) if index else None
+        return run_block(self._module, self._blocks, index, inputs, self.tokens[rows], self.mask_of(rows))
 
     def close(self) -> None:
         """Free the hidden states."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tersor.errors import InvalidArgument, TersorError
 from tersor.layerwise.stats import LayerStats
 from tersor.models.activations import Observer, Propagation
 from tersor.models.casting import converted, lean_copy
+from tersor.models.lagging import LagObserver
 from tersor.models.model import Model, is_tied, name_of, output_head, token_table
 from tersor.models.prefix import PrefixRunner
 from tersor.models.structure import Blocks, Stop, find_blocks, hidden_of, linear_layers, logits_of, run_model, skipped
@@ -32,6 +33,7 @@ class BlockStep:
         layers: Its linear layers that ran, by dotted name; an expert that no token reached is not among them.
         stats: Input statistics of each; layers that are given the same tensor share one object.
         held_out: The same on the held-out sequences; empty without them.
+        lags: How far each layer's output falls behind that in the original, see :func:`tersor.layerwise.corrected`; empty unless asked for.
     """
 
     index: int
@@ -39,6 +41,7 @@ class BlockStep:
     layers: dict[str, nn.Module]
     stats: dict[str, LayerStats]
     held_out: dict[str, LayerStats] = field(default_factory=dict)
+    lags: dict[str, Tensor] = field(default_factory=dict)
 
 
 class BlockWalk:
@@ -59,6 +62,8 @@ class BlockWalk:
         dtype: Floating type for the forward passes, or ``None`` to run ``model`` itself. With a type the walk works on a copy that
             shares the values of ``model``; a block is converted when its turn comes and let go afterwards, with whatever
             :func:`~tersor.weights.modules.set_matrix` put into ``step.layers``, so that the caller need not restore anything.
+        lags: Whether to run ``model`` as it is now beside it and measure how far every layer falls behind. Takes twice the time and
+            memory for hidden states, and what a block's weights take in float64.
 
     Attributes:
         outside: After the last step, input statistics of linear layers outside the blocks, an untied head and a tied
@@ -76,7 +81,7 @@ class BlockWalk:
 
     def __init__(
         self, model: Model, tokens: Tensor, held_out: Tensor | None = None, *, batch_size: int = 8, spill_dir: str | Path | None = None,
-        mask: Tensor | None = None, held_out_mask: Tensor | None = None, dtype: torch.dtype | None = None,
+        mask: Tensor | None = None, held_out_mask: Tensor | None = None, dtype: torch.dtype | None = None, lags: bool = False,
     ) -> None:  # fmt: skip
         if batch_size < 1:
             raise InvalidArgument(f"batch_size must be at least 1, got {batch_size}")
@@ -91,6 +96,7 @@ class BlockWalk:
             if part is not None:
                 _check_tokens(name, part, part_mask, model)
                 self._passes.append(Propagation(self._model.module, self._blocks, part, part_mask, batch_size, folder))
+        self._original = _Original(model, dtype, tokens, mask, batch_size, folder) if lags else None
         self.outside: dict[str, LayerStats] = {}
         self.outside_held_out: dict[str, LayerStats] = {}
 
@@ -115,27 +121,60 @@ class BlockWalk:
                     with torch.no_grad():
                         for propagation in self._passes:
                             propagation.run(index, store=True)
+                        if self._original is not None:
+                            self._original.advance(index)
             found = [_observe_outside(self._model.module, self._blocks, propagation) for propagation in self._passes]
             self.outside, self.outside_held_out = (*found, {})[:2]
         finally:
             for propagation in self._passes:
                 propagation.close()
+            if self._original is not None:
+                self._original.states.close()
 
     @torch.no_grad()
     def _step(self, index: int) -> BlockStep:
         name = f"{self._blocks.name}.{index}"
         layers = linear_layers(self._blocks[index], f"{name}.")
-        found = []
+        found: list[dict[str, LayerStats]] = []
+        lags: dict[str, Tensor] = {}
         for propagation in self._passes:
             observer = Observer(layers)
-            with observer.attached():
-                propagation.run(index, store=False, observer=observer)
+            if self._original is not None and not found:
+                lags = self._original.lags(index, self._blocks[index], propagation, observer)
+            else:
+                with observer.attached():
+                    propagation.run(index, store=False, observer=observer)
             found.append(observer.finish())
-        stats = found[0]
-        return BlockStep(index, name, {key: layers[key] for key in stats}, stats, *found[1:])
+        stats, held_out = (*found, {})[:2]
+        named = {f"{name}.{key}": lag for key, lag in lags.items()}
+        return BlockStep(index, name, {key: layers[key] for key in stats}, stats, held_out, named)
 
     def _head_key(self) -> str:
         return _outside_name(self._model.module, output_head(self._model.module)) or ""
+
+
+class _Original:
+    """The model as it was, walked beside the one that is compressed."""
+
+    def __init__(
+        self, model: Model, dtype: torch.dtype | None, tokens: Tensor, mask: Tensor | None, batch_size: int, folder: Path | None
+    ) -> None:
+        self._dtype = dtype
+        # The layers of its own, their tensors those of ``model``: what is put into the walked blocks does not reach them.
+        module = (model.copy() if dtype is None else lean_copy(model, dtype)).module
+        self._blocks = find_blocks(module)
+        self.states = Propagation(module, self._blocks, tokens, mask, batch_size, folder)
+
+    def lags(self, index: int, block: nn.Module, compressed: Propagation, observer: Observer) -> dict[str, Tensor]:
+        with self._converted(index):
+            return LagObserver(block, self._blocks[index]).run(index, compressed, self.states, observer)
+
+    def advance(self, index: int) -> None:
+        with self._converted(index):
+            self.states.run(index, store=True)
+
+    def _converted(self, index: int) -> AbstractContextManager[None]:
+        return nullcontext() if self._dtype is None else converted(self._blocks[index], self._dtype)
 
 
 def _outside_name(module: nn.Module, layer: nn.Module | None) -> str | None:

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tersor.errors import InvalidArgument, TersorError
-from tersor.layerwise import find_method
+from tersor.layerwise import corrected, find_method
 from tersor.layerwise.stats import LayerStats, layer_error
 from tersor.models import Model
-from tersor.models.blocks import BlockWalk
+from tersor.models.blocks import BlockStep, BlockWalk
 from tersor.pipeline.dtypes import fast_dtype
 from tersor.pipeline.levels import Level, LevelDatabase
 from tersor.pipeline.progress import Progress
@@ -114,37 +114,58 @@ def build_levels(
     shared: dict[str, int] = {}
     done: set[str] = set()
     if texts.calibration is not None:
-        hidden = (recipe.calibration.tokens + recipe.calibration.held_out) * model.hidden_size * fast_dtype().itemsize
-        spill = database.folder.parent / "hidden" if hidden > SPILL_ABOVE else None
+        spill = database.folder.parent / "hidden" if hidden_bytes(model, recipe) > SPILL_ABOVE else None
         walk = BlockWalk(
-            model, texts.calibration, held_out=texts.held_out, batch_size=recipe.calibration.batch_size, spill_dir=spill, dtype=fast_dtype()
-        )
+            model, texts.calibration, held_out=texts.held_out, batch_size=recipe.calibration.batch_size, spill_dir=spill,
+            dtype=fast_dtype(), lags=recipe.calibration.correction > 0,
+        )  # fmt: skip
         for step in walk:
             names = [name for name in step.layers if name in plan.choices]
             inputs = {id(stats): len(shared) + index for index, stats in enumerate(step.stats.values())}
             shared |= {name: inputs[id(step.stats[name])] for name in step.layers}
-            _fit_missing(names, model, plan, step.stats, step.held_out, database, pool, progress)
+            target = _Target(model, step, recipe.calibration.correction)
+            _fit_missing(names, target, plan, step.stats, step.held_out, database, pool, progress)
             done.update(names)
             if recipe.propagate == "compressed":
                 _propagate(names, step.layers, plan, database)
             # Otherwise the statistics of a block would stay until those of the next are complete.
-            del step
+            del step, target
         outside = [name for name in plan.choices if name not in done]
         # An untied table is read by look-up: its inputs are one-hot, every row counts alike.
         stats = {name: walk.outside.get(name) or LayerStats.identity(model.shape(name)[1]) for name in outside}
-        _fit_missing(outside, model, plan, stats, walk.outside_held_out, database, pool, progress)
+        _fit_missing(outside, model.matrix, plan, stats, walk.outside_held_out, database, pool, progress)
     else:
-        _fit_missing(list(plan.choices), model, plan, {}, {}, database, pool, progress)
+        _fit_missing(list(plan.choices), model.matrix, plan, {}, {}, database, pool, progress)
     return shared
 
 
+def hidden_bytes(model: Model, recipe: Recipe) -> int:
+    """Bytes of the hidden states between two blocks: those of the original as well where layers make up for what was lost."""
+    calibration = recipe.calibration
+    tokens = calibration.tokens * (2 if calibration.correction else 1) + calibration.held_out
+    return tokens * model.hidden_size * fast_dtype().itemsize
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What to compress in a block: its matrices, corrected for what was lost before where the recipe asks for it."""
+
+    model: Model
+    step: BlockStep
+    share: float
+
+    def __call__(self, name: str) -> Tensor:
+        matrix, lag = self.model.matrix(name), self.step.lags.get(name)
+        return matrix if lag is None else corrected(matrix, self.step.stats[name], lag, self.share)
+
+
 def _fit_missing(
-    names: list[str], model: Model, plan: Plan, stats: dict[str, LayerStats], held_out: dict[str, LayerStats],
+    names: list[str], matrix: Callable[[str], Tensor], plan: Plan, stats: dict[str, LayerStats], held_out: dict[str, LayerStats],
     database: LevelDatabase, pool: Pool, progress: Progress,
 ) -> None:
     missing = [name for name in names if name not in database]
     progress.advance(len(names) - len(missing))
-    calls = ((name, model.matrix(name), stats.get(name), held_out.get(name), plan.choices[name]) for name in missing)
+    calls = ((name, matrix(name), stats.get(name), held_out.get(name), plan.choices[name]) for name in missing)
     for name, fitted in zip(missing, pool.map(fit_levels, calls), strict=True):
         database.write(name, fitted)
         del fitted  # before the next layer is fitted

@@ -16,6 +16,13 @@ BITS = [2, 3, 4, 6]
 EMBEDDING_BITS = [3, 4, 6, 8]
 SPARSITIES = [0.25, 0.375, 0.5, 0.625, 0.75]
 KEEPS = [0.5, 0.6, 0.7, 0.8, 0.9]
+# Flag, and the section and key of the recipe that it sets.
+_SECTIONS = (
+    ("search", "search", "method"),
+    ("calibration", "calibration", "text"),
+    ("correction", "calibration", "correction"),
+    ("evaluation", "evaluation", "text"),
+)
 
 
 def default_menu(method: str | None, given: dict[str, Any], searched: bool) -> dict[str, Any]:
@@ -59,8 +66,8 @@ def job_recipe(path: Path | None, **flags: Any) -> Recipe:
 
     Args:
         path: A YAML recipe.
-        **flags: ``method``, ``bits``, ``group_size``, ``sparsity``, ``size``, ``ratio``, ``search``, ``calibration``, ``evaluation``,
-            ``target``, ``seed``; ``None`` for those not given. ``options`` holds further options of the method.
+        **flags: ``method``, ``bits``, ``group_size``, ``sparsity``, ``size``, ``ratio``, ``search``, ``calibration``, ``correction``,
+            ``evaluation``, ``target``, ``seed``; ``None`` for those not given. ``options`` holds further options of the method.
 
     Raises:
         InvalidArgument: If flags contradict each other or a value is not allowed.
@@ -87,8 +94,8 @@ def job_recipe(path: Path | None, **flags: Any) -> Recipe:
         data["budget"] = budget
     if flags["target"] is not None:
         data["target"] = flags["target"]
-    for section, key in (("search", "method"), ("calibration", "text"), ("evaluation", "text")):
-        if (value := flags[section]) is not None:
+    for flag, section, key in _SECTIONS:
+        if (value := flags[flag]) is not None:
             data[section] = {**data.get(section, {}), key: value}
     if flags["seed"] is not None:
         for section in ("search", "calibration"):

@@ -6,7 +6,7 @@ import math
 
 from tersor.models import Model
 from tersor.models.blocks import find_blocks
-from tersor.pipeline.calibrate import SPILL_ABOVE, Plan
+from tersor.pipeline.calibrate import SPILL_ABOVE, Plan, hidden_bytes
 from tersor.pipeline.dtypes import fast_dtype
 from tersor.pipeline.probing import key_value_width, sampled_sequences
 from tersor.pipeline.recipe import Recipe
@@ -51,19 +51,21 @@ def _sampling(model: Model, recipe: Recipe) -> int:
 def _fitting(model: Model, plan: Plan, recipe: Recipe, inputs: tuple[int, ...], levels: dict[str, int]) -> int:
     fast = fast_dtype().itemsize
     sizes = {name: _layer(math.prod(model.shape(name)), levels[name]) for name in plan.choices}
-    fitted, held_out, _ = needed_tokens(recipe)
+    _, held_out, _ = needed_tokens(recipe)
     if not inputs:
         return max(sizes.values())
     block = sum(each.numel() for each in find_blocks(model.module)[0].parameters())
     sets = 2 if held_out else 1
     statistics = sets * 8 * sum(width**2 for width in inputs)
-    hidden = fast * (fitted + held_out) * model.hidden_size
+    hidden = hidden_bytes(model, recipe)
+    # The original's block, and how far each layer falls behind.
+    beside = (fast + 8) * block if recipe.calibration.correction else 0
     batch = recipe.calibration.batch_size * min(recipe.calibration.context, model.max_context)
     # Observing: activations of a batch, the widest in float32, its product and the mean. Fitting: the factor and a layer of a block.
     observing = batch * (fast * 2 * sum(inputs) + 4 * max(inputs)) + (4 + 8) * max(inputs) ** 2
     tables = model.embeddings()
     solving = 3 * 8 * max(inputs) ** 2 + max((size for name, size in sizes.items() if name not in tables), default=0)
-    return fast * block + statistics + (hidden if hidden <= SPILL_ABOVE else 0) + max(observing, solving, *sizes.values())
+    return fast * block + beside + statistics + (hidden if hidden <= SPILL_ABOVE else 0) + max(observing, solving, *sizes.values())
 
 
 def _layer(weights: int, levels: int) -> int:

@@ -95,7 +95,8 @@ def predicted_seconds(model: Model, recipe: Recipe, parts: Probe, units: int) ->
     """
     blocks = len(find_blocks(model.module))
     fitted, held_out, search = needed_tokens(recipe)
-    walked = blocks * parts.walk * (fitted + held_out)
+    # The original runs beside it where layers make up for what was lost.
+    walked = blocks * parts.walk * (fitted * (2 if recipe.calibration.correction else 1) + held_out)
     token = blocks * parts.plain + parts.head
     sequences, length = sampled_sequences(model, recipe), min(recipe.calibration.context, model.max_context)
     sampled = length * (-(-sequences // SAMPLED_AT_ONCE) * blocks * parts.step + sequences * parts.head)

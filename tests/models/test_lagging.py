@@ -1,0 +1,108 @@
+"""How far layers of a compressed model fall behind, against plain forward passes of both models."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tersor.models import BlockWalk, Model
+from tersor.models.lagging import LagObserver
+from tersor.weights import DenseWeight
+
+TOKENS = torch.randint(3, 96, (5, 13), generator=torch.Generator().manual_seed(0))
+MASK = torch.ones(5, 13, dtype=torch.bool)
+MASK[1, 9:] = MASK[4, 5:] = False
+
+# The layers that write to the residual stream, and where it is seen behind them.
+STREAMS = {
+    "llama": {"self_attn.o_proj": "post_attention_layernorm", "mlp.down_proj": ""},
+    "qwen2": {"self_attn.o_proj": "post_attention_layernorm", "mlp.down_proj": ""},
+    "gpt2": {"attn.c_proj": "ln_2", "mlp.c_proj": ""},
+    "opt": {"self_attn.out_proj": "final_layer_norm", "fc2": ""},
+    # Their norms come behind the sums, also behind the last.
+    "bert": {"attention.output.dense": "attention.output.LayerNorm", "output.dense": "output.LayerNorm"},
+    "bert-encoder": {"attention.output.dense": "attention.output.LayerNorm", "output.dense": "output.LayerNorm"},
+}  # fmt: skip
+
+
+def damage(model: Model, name: str, seed: int = 0) -> None:
+    """Replace a layer's weight by itself with noise."""
+    matrix = model.matrix(name)
+    noise = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed))
+    model.replace(name, DenseWeight(matrix + 0.3 * matrix.std() * noise))
+
+
+def traced(model: Model, names: list[str], mask: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Inputs and outputs of parts of a model over all tokens that count, one sequence at a time."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
+    keep = torch.ones_like(TOKENS, dtype=torch.bool) if mask is None else mask
+
+    def note(name: str, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        found[name].append((inputs[0], output[0] if isinstance(output, tuple) else output))
+
+    hooks = [
+        model.module.get_submodule(name).register_forward_hook(lambda _, inputs, output, name=name: note(name, inputs, output))
+        for name in names
+    ]
+    with torch.no_grad():
+        for row in range(len(TOKENS)):
+            model.module(input_ids=TOKENS[row : row + 1, keep[row]])
+    for hook in hooks:
+        hook.remove()
+    rows = {name: [(a.flatten(0, -2), b.flatten(0, -2)) for a, b in pairs] for name, pairs in found.items()}
+    return {name: (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])) for name, pairs in rows.items()}
+
+
+def test_what_writes_to_the_residual_stream_is_found(model: Model):
+    step = next(iter(BlockWalk(model, TOKENS)))
+    blocks = model.module.get_submodule(step.name)
+    walk = BlockWalk(model, TOKENS, lags=True)
+    observer = LagObserver(blocks, blocks)
+    with torch.no_grad():
+        assert observer._streams(0, walk._passes[0], slice(0, 5)) == STREAMS[model.name]
+
+
+def test_an_unchanged_model_falls_behind_nowhere(model: Model):
+    for step in BlockWalk(model, TOKENS, lags=True, mask=MASK):
+        inside = {name for name in step.layers if "pooler" not in name}
+        assert step.lags.keys() == inside
+        assert all(not lag.any() for lag in step.lags.values())
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_lags_are_those_of_plain_forward_passes(tiny: SimpleNamespace, mask: Tensor | None, batch_size: int):
+    """Llama, its first block damaged: every layer of the second answers for its output, the writers for the stream behind them."""
+    original, model = tiny.model("llama"), tiny.model("llama")
+    second = "model.layers.1"
+    walk = iter(BlockWalk(model, TOKENS, lags=True, batch_size=batch_size, mask=mask))
+    first = next(walk)
+    for name in first.layers:
+        damage(model, name)
+    step = next(walk)
+    norm = f"{second}.post_attention_layernorm"
+    names = [*step.layers, norm, second]
+    ours, theirs = (traced(each, names, mask) for each in (model, original))
+    for name in step.layers:
+        if name.endswith("o_proj"):
+            lag = theirs[norm][0] - ours[norm][0]
+        elif name.endswith("down_proj"):
+            lag = theirs[second][1] - ours[second][1]
+        else:
+            lag = theirs[name][1] - ours[name][1]
+        expected = ours[name][0].double().T @ lag.double() / len(lag)
+        assert torch.allclose(step.lags[name], expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), name
+
+
+def test_a_copy_in_another_type_is_walked_alike(llama: Model):
+    """In float32 of its own, as jobs walk: the caller's weights reach the compressed side alone."""
+    plain, lean = BlockWalk(llama.copy(), TOKENS, lags=True), BlockWalk(llama, TOKENS, lags=True, dtype=torch.float32)
+    for mine, theirs in zip(plain, lean, strict=True):
+        assert mine.lags.keys() == theirs.lags.keys()
+        for name in mine.lags:
+            assert torch.allclose(mine.lags[name], theirs.lags[name], atol=1e-6)
+            for step in (mine, theirs):
+                step.layers[name].weight.data = step.layers[name].weight.data + 0.01 * step.layers[name].weight.data.sign()
