@@ -22,13 +22,13 @@ def lag_of(weight: Tensor, inputs: Tensor, compressed: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_all_of_the_change_is_the_least_squares_solution(seed: int):
+def test_all_of_the_change_is_the_least_squares_solution_less_the_discount(seed: int):
     weight, inputs, compressed = drawn(seed)
     stats = LayerStats.from_inputs(compressed)
     got = corrected(weight, stats, lag_of(weight, inputs, compressed), share=1.0, damping=0.0)
     best = torch.linalg.lstsq(compressed, inputs @ weight.T).solution.T
     # The statistics form their products in float32.
-    assert torch.allclose(got, best, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(got, weight + (1 - 12 / 200) * (best - weight), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -48,6 +48,11 @@ def test_nothing_lost_changes_nothing():
     stats = LayerStats.from_inputs(compressed)
     assert torch.equal(corrected(weight, stats, torch.zeros(12, 7)), weight)
     assert torch.equal(corrected(weight, stats, torch.ones(12, 7), share=0.0), weight)
+
+
+def test_fewer_tokens_than_inputs_change_nothing():
+    weight, inputs, compressed = drawn(0, tokens=12)
+    assert corrected(weight, LayerStats.from_inputs(compressed), lag_of(weight, inputs, compressed)) is weight
 
 
 def test_siblings_share_one_factor_and_another_damping_has_its_own():

@@ -22,11 +22,12 @@ def corrected(weight: Tensor, stats: LayerStats, lag: Tensor, share: float = 0.2
         weight: ``[out_features, in_features]``.
         stats: Of ``z``.
         lag: ``E[z e^T]``, ``[in_features, out_features]``; :class:`tersor.models.blocks.BlockWalk` measures it.
-        share: How much of the change to make, 0 to 1.
+        share: How much of the change to make, 0 to 1, before a discount of ``in_features / n_tokens``, about what least squares
+            fits of the calibration text alone: with fewer tokens than inputs nothing is changed.
         damping: Added to the diagonal of the Hessian, relative to its mean.
 
     Returns:
-        A weight of the same shape and type.
+        A weight of the same shape and type; ``weight`` itself where nothing is changed.
 
     Raises:
         InvalidArgument: If the shapes do not fit, a value is not finite, or ``share`` is out of range.
@@ -41,6 +42,9 @@ def corrected(weight: Tensor, stats: LayerStats, lag: Tensor, share: float = 0.2
         raise InvalidArgument(f"a weight {tuple(weight.shape)} and a lag {tuple(lag.shape)} do not fit {stats.in_features} inputs")
     if not torch.isfinite(lag).all():
         raise InvalidArgument("the lag holds NaN or Inf; the model or the text is broken upstream of this layer")
+    share *= max(0.0, 1 - stats.in_features / stats.n_tokens)
+    if share == 0:
+        return weight
     change = torch.cholesky_solve(lag.double(), _factor(stats, damping)).T
     return weight + (share * change).to(weight.dtype)
 
