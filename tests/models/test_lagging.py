@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from tersor.models import BlockWalk, Model
@@ -56,13 +58,36 @@ def traced(model: Model, names: list[str], mask: Tensor | None) -> dict[str, tup
     return {name: (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])) for name, pairs in rows.items()}
 
 
-def test_what_writes_to_the_residual_stream_is_found(model: Model):
-    step = next(iter(BlockWalk(model, TOKENS)))
-    blocks = model.module.get_submodule(step.name)
-    walk = BlockWalk(model, TOKENS, lags=True)
-    observer = LagObserver(blocks, blocks)
+def streams(model: Model) -> dict[str, str]:
+    walk = BlockWalk(model, TOKENS)
+    block = walk._blocks[0]
     with torch.no_grad():
-        assert observer._streams(0, walk._passes[0], slice(0, 5)) == STREAMS[model.name]
+        return LagObserver(block, block)._streams(0, walk._passes[0], slice(0, 5))
+
+
+def test_what_writes_to_the_residual_stream_is_found(model: Model):
+    assert streams(model) == STREAMS[model.name]
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "expected"),
+    [
+        # Attention and feed-forward in parallel: what attention writes is seen by nobody before the block ends.
+        ("GPTNeoX", {"intermediate_size": 64}, {"mlp.dense_4h_to_h": ""}),
+        # Experts that are no linear layers.
+        ("Mixtral", {"intermediate_size": 64, "num_local_experts": 4}, {"self_attn.o_proj": "post_attention_layernorm"}),
+        # A norm of its own, or a factor, before the sum.
+        ("Gemma2", {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}, {}),
+        ("Granite", {"intermediate_size": 64, "residual_multiplier": 0.3}, {}),
+    ],
+)
+def test_blocks_of_other_kinds(family: str, options: dict[str, Any], expected: dict[str, str]):
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64, **options
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert streams(Model(getattr(transformers, f"{family}ForCausalLM")(config).eval())) == expected
 
 
 def test_an_unchanged_model_falls_behind_nowhere(model: Model):

@@ -93,12 +93,13 @@ class LagObserver:
                 moved = _run(self._block, mine, index, rows)
             finally:
                 hook.remove()
-            behind = [other for other in order[order.index(name) + 1 :] if other and _alike(plain[other][0], output)]
-            exact = [other for other in behind if _moved(plain[other][0], moved[other][0], nudge)]
-            if name == layers[-1] and _moved(output, moved[""][1], nudge):
+            # What takes the layer's own output, such as a dropout or a norm before the sum, does not see the stream.
+            later = (other for other in order[order.index(name) + 1 :] if other and plain[other][0] is not plain[name][1])
+            seen = [other for other in later if _alike(plain[other][0], output) and _moved(plain[other][0], moved[other][0], nudge)]
+            if seen:
+                found[name] = seen[-1]
+            elif name == layers[-1] and _moved(output, moved[""][1], nudge):
                 found[name] = ""
-            elif exact:
-                found[name] = exact[-1]
         return found
 
 
