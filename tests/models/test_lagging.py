@@ -75,12 +75,15 @@ def test_what_writes_to_the_residual_stream_is_found(model: Model):
         # Attention and feed-forward in parallel: what attention writes is seen by nobody before the block ends.
         ("GPTNeoX", {"intermediate_size": 64}, {"mlp.dense_4h_to_h": ""}),
         # Experts that are no linear layers.
-        ("Mixtral", {"intermediate_size": 64, "num_local_experts": 4}, {"self_attn.o_proj": "post_attention_layernorm"}),
+        (
+            "Mixtral", {"intermediate_size": 64, "num_key_value_heads": 2, "num_local_experts": 4},
+            {"self_attn.o_proj": "post_attention_layernorm"},
+        ),
         # A norm of its own, or a factor, before the sum.
         ("Gemma2", {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}, {}),
         ("Granite", {"intermediate_size": 64, "residual_multiplier": 0.3}, {}),
     ],
-)
+)  # fmt: skip
 def test_blocks_of_other_kinds(family: str, options: dict[str, Any], expected: dict[str, str]):
     config = getattr(transformers, f"{family}Config")(
         vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64, **options
