@@ -4,7 +4,7 @@ from tersor.layerwise.additive_codebooks import additive_codebooks
 from tersor.layerwise.awq import awq
 from tersor.layerwise.bitstack import bitstack
 from tersor.layerwise.cospadi import cospadi, cospadi_group
-from tersor.layerwise.drift import corrected
+from tersor.layerwise.drift import Lag, corrected
 from tersor.layerwise.eora import compensate, eora
 from tersor.layerwise.feature_mimicking import MimickedEmbedding, embedding_error, feature_mimicking, mimic_embedding
 from tersor.layerwise.gptq import gptq
@@ -26,6 +26,7 @@ __all__ = [
     "METHODS",
     "Grid",
     "HessianFactor",
+    "Lag",
     "LayerStats",
     "Method",
     "MimickedEmbedding",

@@ -2,35 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tersor.errors import InvalidArgument
 from tersor.layerwise.hessian import damped_cholesky
-from tersor.layerwise.stats import LayerStats
 
 
-def corrected(weight: Tensor, stats: LayerStats, lag: Tensor, share: float = 0.25, damping: float = 0.01) -> Tensor:
+@dataclass(frozen=True)
+class Lag:
+    """What the inputs of a layer in a compressed model tell of the output that it lacks, over the tokens of a calibration text.
+
+    Attributes:
+        gram: ``sum w z z^T`` over tokens with inputs ``z`` and weights ``w``, float64 ``[in_features, in_features]``.
+        cross: ``sum w z e^T``, float64 ``[in_features, out_features]``: ``e`` is what the output is short of the original's.
+        n_tokens: Tokens seen; of unequal weights, as many equal ones as tell as much.
+        cache: What was derived from ``gram``; siblings that read the same input share both.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    n_tokens: float
+    cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.gram.shape != (self.cross.shape[0],) * 2:
+            raise InvalidArgument(f"a gram {tuple(self.gram.shape)} and a cross moment {tuple(self.cross.shape)} do not belong together")
+        if not (torch.isfinite(self.gram).all() and torch.isfinite(self.cross).all()):
+            raise InvalidArgument("the lag of a layer holds NaN or Inf; the model or the text is broken upstream of it")
+
+    def change(self, damping: float) -> Tensor:
+        """``[out_features, in_features]``: what to add to the weight so that the lag is least in the weighted mean square.
+
+        Args:
+            damping: Added to the diagonal of the gram, relative to its mean.
+        """
+        if self.cache.get("damping") != damping:
+            self.cache["lower"], _ = damped_cholesky(self.gram.double(), damping)
+            self.cache["damping"] = damping
+        return torch.cholesky_solve(self.cross.double(), self.cache["lower"]).T
+
+
+def corrected(weight: Tensor, lag: Lag, share: float = 0.25, damping: float = 0.01) -> Tensor:
     """The weight to compress in place of ``weight`` so that outputs come nearer to the original's although the inputs have changed.
 
-    With inputs ``z`` in the compressed model, where the outputs of ``W`` fall short of the original's by ``e``,
+    With inputs ``z`` in the compressed model, where the outputs of ``W`` are short of the original's by ``e``,
     ``W + E[e z^T] (E[z z^T])^-1`` is the weight whose outputs are nearest to the original's in the mean square. Any method then
-    compresses it in the metric of ``z``. All of that change is too much: least squares also takes away what the noise in ``z``
-    makes uncertain, a little in every layer, until the signal is lost.
+    compresses it. All of that change is too much: least squares also takes away what the noise in ``z`` makes uncertain, a little
+    in every layer, until the signal is lost.
 
     Args:
         weight: ``[out_features, in_features]``.
-        stats: Of ``z``.
-        lag: ``E[z e^T]``, ``[in_features, out_features]``; :class:`tersor.models.blocks.BlockWalk` measures it.
+        lag: Of the layer; :class:`tersor.models.BlockWalk` measures it.
         share: How much of the change to make, 0 to 1, before a discount of ``in_features / n_tokens``, about what least squares
             fits of the calibration text alone: with fewer tokens than inputs nothing is changed.
-        damping: Added to the diagonal of the Hessian, relative to its mean.
+        damping: Added to the diagonal of the gram, relative to its mean.
 
     Returns:
         A weight of the same shape and type; ``weight`` itself where nothing is changed.
 
     Raises:
-        InvalidArgument: If the shapes do not fit, a value is not finite, or ``share`` is out of range.
+        InvalidArgument: If the shapes do not fit or ``share`` is out of range.
 
     Reference:
         The asymmetric objective is that of Li, Yin, Lee, Xiao, Panda: "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric
@@ -38,23 +73,7 @@ def corrected(weight: Tensor, stats: LayerStats, lag: Tensor, share: float = 0.2
     """
     if not 0 <= share <= 1:
         raise InvalidArgument(f"the share of the change to make must be from 0 to 1, got {share}")
-    if tuple(lag.shape) != (stats.in_features, weight.shape[0]) or weight.shape[1] != stats.in_features:
-        raise InvalidArgument(f"a weight {tuple(weight.shape)} and a lag {tuple(lag.shape)} do not fit {stats.in_features} inputs")
-    if not torch.isfinite(lag).all():
-        raise InvalidArgument("the lag holds NaN or Inf; the model or the text is broken upstream of this layer")
-    share *= max(0.0, 1 - stats.in_features / stats.n_tokens)
-    if share == 0:
-        return weight
-    change = torch.cholesky_solve(lag.double(), _factor(stats, damping)).T
-    return weight + (share * change).to(weight.dtype)
-
-
-def _factor(stats: LayerStats, damping: float) -> Tensor:
-    """Of the damped Hessian, kept for the layers that share the input."""
-    kept = stats.cache.get("lower")
-    if kept is not None and kept[0] is stats.hessian and kept[1] == damping:
-        found: Tensor = kept[2]
-        return found
-    found, _ = damped_cholesky(stats.hessian.double(), damping)
-    stats.cache["lower"] = (stats.hessian, damping, found)
-    return found
+    if tuple(weight.shape) != tuple(lag.cross.T.shape):
+        raise InvalidArgument(f"a lag for a weight {tuple(lag.cross.T.shape)} does not fit the weight {tuple(weight.shape)}")
+    share *= max(0.0, 1 - weight.shape[1] / lag.n_tokens)
+    return weight + (share * lag.change(damping)).to(weight.dtype) if share > 0 else weight

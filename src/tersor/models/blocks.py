@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import InvalidArgument, TersorError
+from tersor.layerwise.drift import Lag
 from tersor.layerwise.stats import LayerStats
 from tersor.models.activations import Observer, Propagation
 from tersor.models.casting import converted, lean_copy
@@ -41,7 +42,7 @@ class BlockStep:
     layers: dict[str, nn.Module]
     stats: dict[str, LayerStats]
     held_out: dict[str, LayerStats] = field(default_factory=dict)
-    lags: dict[str, Tensor] = field(default_factory=dict)
+    lags: dict[str, Lag] = field(default_factory=dict)
 
 
 class BlockWalk:
@@ -136,7 +137,7 @@ class BlockWalk:
         name = f"{self._blocks.name}.{index}"
         layers = linear_layers(self._blocks[index], f"{name}.")
         found: list[dict[str, LayerStats]] = []
-        lags: dict[str, Tensor] = {}
+        lags: dict[str, Lag] = {}
         for propagation in self._passes:
             observer = Observer(layers)
             if self._original is not None and not found:
@@ -165,7 +166,7 @@ class _Original:
         self._blocks = find_blocks(module)
         self.states = Propagation(module, self._blocks, tokens, mask, batch_size, folder)
 
-    def lags(self, index: int, block: nn.Module, compressed: Propagation, observer: Observer) -> dict[str, Tensor]:
+    def lags(self, index: int, block: nn.Module, compressed: Propagation, observer: Observer) -> dict[str, Lag]:
         with self._converted(index):
             return LagObserver(block, self._blocks[index]).run(index, compressed, self.states, observer)
 

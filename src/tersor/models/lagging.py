@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tersor.layerwise.drift import Lag
 from tersor.models.activations import Observer, Propagation
 from tersor.models.structure import hidden_of, linear_layers
 from tersor.weights.modules import dense_shape
@@ -17,11 +19,26 @@ _NUDGE = 0.1  # of the stream's size: small beside it, large beside rounding in 
 Ran = dict[str, tuple[Tensor, Tensor]]
 
 
+@dataclass
+class _Moments:
+    """Sums over the tokens that a layer was given."""
+
+    gram: Tensor
+    weight: float = 0.0
+    square: float = 0.0
+    cache: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_tokens(self) -> float:
+        return self.weight**2 / self.square if self.square else 0.0
+
+
 class LagObserver:
     """Runs a block beside the same block of the original and relates what their layers put out.
 
     A layer that writes to the residual stream answers for the whole stream behind it, so that it can make up for all that was lost
-    before. Every other layer answers for its own output.
+    before. Every other layer answers for its own output. Tokens count by the inverse of their mean square in the original's stream,
+    since what follows normalises them: the few huge ones that attention rests on would else outweigh all others.
 
     Args:
         block: A block of the compressed model.
@@ -30,10 +47,11 @@ class LagObserver:
 
     def __init__(self, block: nn.Module, original: nn.Module) -> None:
         self._block, self._original = block, original
-        self._sums: dict[str, Tensor] = {}
-        self._tokens: dict[str, int] = {}
+        self._leader: dict[str, str] = {}
+        self._moments: dict[str, _Moments] = {}
+        self._cross: dict[str, Tensor] = {}
 
-    def run(self, index: int, mine: Propagation, theirs: Propagation, observer: Observer) -> dict[str, Tensor]:
+    def run(self, index: int, mine: Propagation, theirs: Propagation, observer: Observer) -> dict[str, Lag]:
         """Run block ``index`` of both on every batch.
 
         Args:
@@ -43,34 +61,39 @@ class LagObserver:
             observer: Gathers the statistics of the inputs meanwhile.
 
         Returns:
-            For each linear layer, named within the block, ``[in_features, out_features]`` float64: the mean of ``z e^T`` over tokens,
-            with the input ``z`` and the lag ``e`` of the output. An expert that other tokens reach in the original is not among them.
+            The lag of each linear layer, named within the block. An expert has none.
         """
-        layers = set(linear_layers(self._block))
+        layers = linear_layers(self._block)
         streams: dict[str, str] | None = None
         for rows in mine.batches():
-            mask = mine.mask_of(rows)
             if streams is None:
                 streams = self._streams(index, mine, rows)
-            noted = layers | set(streams.values())
+            noted = layers.keys() | set(streams.values())
             with observer.attached():
-                observer.begin(mask)
+                observer.begin(mine.mask_of(rows))
                 ran = _run(self._block, mine, index, rows, noted)
             original = _run(self._original, theirs, index, rows, noted)
-            for name in layers & ran.keys() & original.keys():
+            counts = _counts(hidden_of(theirs.inputs(rows)) if index else ran[""][1], mine.mask_of(rows), even=index == 0)
+            given: dict[int, str] = {}
+            for name in (name for name in ran if name in layers and name in original):
                 kept, reached = (_behind(each, name, streams) for each in (ran, original))
-                if kept.shape == reached.shape:
-                    self._add(name, ran[name][0], reached - kept, mask)
-        return {name: total / self._tokens[name] for name, total in self._sums.items()}
+                # An expert is given other rows than the stream has, and others than in the original.
+                if kept.shape == reached.shape and kept[..., 0].numel() == len(counts):
+                    leader = self._leader.setdefault(name, given.setdefault(id(ran[name][0]), name))
+                    self._add(name, leader, ran[name][0], reached - kept, counts)
+        moments = {name: self._moments[self._leader[name]] for name in self._cross}
+        return {name: Lag(moments[name].gram, cross, moments[name].n_tokens, moments[name].cache) for name, cross in self._cross.items()}
 
-    def _add(self, name: str, inputs: Tensor, lag: Tensor, mask: Tensor | None) -> None:
+    def _add(self, name: str, leader: str, inputs: Tensor, lag: Tensor, counts: Tensor) -> None:
         rows, lost = inputs.reshape(-1, inputs.shape[-1]).float(), lag.reshape(-1, lag.shape[-1]).float()
-        if mask is not None and mask.numel() == len(rows):
-            keep = mask.reshape(-1)
-            rows, lost = rows[keep], lost[keep]
-        product = (rows.T @ lost).double()
-        self._sums[name] = product + self._sums[name] if name in self._sums else product
-        self._tokens[name] = self._tokens.get(name, 0) + len(rows)
+        weighted = counts.unsqueeze(1) * rows
+        if name == leader:
+            moments = self._moments.setdefault(name, _Moments(torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)))
+            moments.gram += weighted.T @ rows
+            moments.weight += float(counts.sum())
+            moments.square += float(counts.square().sum())
+        product = (weighted.T @ lost).double()
+        self._cross[name] = product + self._cross[name] if name in self._cross else product
 
     def _streams(self, index: int, mine: Propagation, rows: slice) -> dict[str, str]:
         """For each layer that writes to the residual stream, the module whose input is the stream behind it, ``""`` for the block's output.
@@ -101,6 +124,13 @@ class LagObserver:
             elif name == layers[-1] and _moved(output, moved[""][1], nudge):
                 found[name] = ""
         return found
+
+
+def _counts(stream: Tensor, mask: Tensor | None, even: bool) -> Tensor:
+    """How much each token counts, ``[n_tokens]``: by the inverse of its mean square, all alike if ``even``, nothing where it is padding."""
+    squares = stream.reshape(-1, stream.shape[-1]).float().square().mean(-1)
+    counts = torch.ones_like(squares) if even else 1 / squares.clamp_min(torch.finfo(torch.float32).tiny)
+    return counts if mask is None else counts * mask.reshape(-1)
 
 
 def _behind(ran: Ran, name: str, streams: dict[str, str]) -> Tensor:

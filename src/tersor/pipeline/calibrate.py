@@ -156,7 +156,7 @@ class _Target:
 
     def __call__(self, name: str) -> Tensor:
         matrix, lag = self.model.matrix(name), self.step.lags.get(name)
-        return matrix if lag is None else corrected(matrix, self.step.stats[name], lag, self.share)
+        return matrix if lag is None else corrected(matrix, lag, self.share)
 
 
 def _fit_missing(
