@@ -82,7 +82,7 @@ def prepare(setting: Setting, folder: Path, threads: int) -> Material:
     fitted, held_out = split_texts(setting.calibration, setting.held_out)
     text = folder / "calibration.txt"
     text.write_text(fitted, encoding="utf-8")
-    options = {"text": str(text), "tokens": setting.tokens, "held_out": 0, "context": setting.context}
+    options = {"text": str(text), "tokens": setting.tokens, "held_out": 0, "context": setting.context, "correction": 0}
     recipe = single_method("gptq", {"bits": 3, "group_size": -1, "calibration": options, "evaluation": {"tokens": 0}})
     windows = prepare_texts(model, recipe).calibration
     assert windows is not None

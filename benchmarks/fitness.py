@@ -91,7 +91,7 @@ def make_job(setting: Setting, folder: Path) -> Any:
         "levels": [{"method": "rtn", "bits": [2, 3, 4, 6], "group_size": setting.group_size}],
         "budget": "1GB",
         "search": {"tokens": setting.tokens, "stages": setting.stages, "generations": setting.generations, "offspring": setting.offspring},
-        "calibration": {"text": setting.text, "context": setting.context, "held_out": 0},
+        "calibration": {"text": setting.text, "context": setting.context, "held_out": 0, "correction": 0},
         "evaluation": {"tokens": 0},
     }
     return Job(load(setting.model), parse_recipe(recipe), folder)

@@ -43,7 +43,9 @@ def run(model: Any, request: dict[str, Any], folder: Path) -> None:
     from tersor.pipeline.job import Job, single_method
     from tersor.pipeline.texts import Texts
 
-    job = Job(model, single_method(request["method"], {**request["options"], "evaluation": {"tokens": 0}}), folder)
+    # One model at a time: what lies beside it to make up for earlier losses is the block and the hidden states of the original.
+    options = {**request["options"], "evaluation": {"tokens": 0}, "calibration": {"correction": 0}}
+    job = Job(model, single_method(request["method"], options), folder)
     sequences, length = request["sequences"], request["context"]
     tokens = torch.randint(model.vocabulary, (sequences, length), generator=torch.Generator().manual_seed(0))
     if request["method"] == "rtn":

@@ -69,15 +69,19 @@ def test_peak_does_not_grow_with_the_number_of_blocks(dtype: torch.dtype, tmp_pa
     assert many <= few + 0.1 * 2 * BLOCK
 
 
-def test_peak_is_the_work_of_one_block(tmp_path: Path, fast: Callable[[torch.dtype], None]):
+@pytest.mark.parametrize("correction", [0.0, 0.25])
+def test_peak_is_the_work_of_one_block(tmp_path: Path, fast: Callable[[torch.dtype], None], correction: float):
     fast(torch.bfloat16)
-    found = peak(12, torch.float32, tmp_path, bits=4, group_size=64)
-    statistics = 2 * 8 * (3 * WIDTH**2 + INNER**2)  # of both sets of sequences
+    found = peak(12, torch.float32, tmp_path, bits=4, group_size=64, calibration={"correction": correction})
+    moments = 8 * (3 * WIDTH**2 + INNER**2)
+    statistics = 2 * moments  # of both sets of sequences
     hidden = 2 * 8 * 32 * WIDTH
     factor = 3 * 8 * INNER**2
     layer = 8 * 8 * WIDTH * INNER  # in float64, a few times over
-    assert found <= 2 * BLOCK + statistics + hidden + factor + layer
-    assert found < 2 * 12 * BLOCK + statistics
+    # The original's block and hidden states, and of every layer what it lacks, with moments and their factors.
+    beside = 2 * BLOCK + hidden + 8 * BLOCK + 2 * moments if correction else 0
+    assert found <= 2 * BLOCK + statistics + hidden + factor + layer + beside
+    assert found < 2 * 12 * BLOCK + statistics + beside
 
 
 @pytest.fixture

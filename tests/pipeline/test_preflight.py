@@ -29,7 +29,7 @@ def build(blocks: int = 2, width: int = 64, inner: int = 128) -> Model:
 
 
 def gptq(model: Model, folder: Path, **calibration: Any) -> Job:
-    options = {"bits": 4, "group_size": 64, "calibration": {"tokens": 256, "held_out": 64, "context": 32, **calibration}}
+    options = {"bits": 4, "group_size": 64, "calibration": {"tokens": 256, "held_out": 64, "context": 32, "correction": 0, **calibration}}
     return Job(model, single_method("gptq", {**options, "evaluation": {"tokens": 0}}), folder)
 
 
@@ -72,12 +72,13 @@ def test_each_method_is_timed_once_a_width(clock: list[str], tmp_path: Path):
 
 @pytest.mark.parametrize("tokens", [256, 512])
 def test_seconds_grow_with_tokens_and_blocks(clock: list[str], tokens: int, tmp_path: Path):
-    def walked(blocks: int, tokens: int) -> float:
-        job = gptq(build(blocks), tmp_path, tokens=tokens, held_out=0, text="some file")
+    def walked(blocks: int, tokens: int, correction: float = 0.0) -> float:
+        job = gptq(build(blocks), tmp_path, tokens=tokens, held_out=0, text="some file", correction=correction)
         parts = probing.Probe(walk=1.0, plain=0.0, original=0.0, head=0.0, step=0.0, inputs=(), fitting=0.0)
         return probing.predicted_seconds(job.model, job.recipe, parts, len(job.plan.choices))
 
     assert walked(2, tokens) == 2 * tokens
+    assert walked(2, tokens, correction=0.25) == 4 * tokens  # the original runs beside it
     assert walked(4, tokens) == 2 * walked(2, tokens)
 
 

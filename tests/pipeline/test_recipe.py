@@ -50,6 +50,28 @@ def test_several_levels_wait_for_a_budget(levels):
     recipe.model_copy(update={"budget": "3bpw"}).check_decided()
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "share"),
+    [
+        ("gptq", {}, 0.25),
+        ("gptq", {"calibration": {"correction": 0}}, 0.0),
+        ("gptq", {"propagate": "dense"}, 0.0),
+        # A method that needs no text is not given one for this alone, unless the user asks for it.
+        ("rtn", {}, 0.0),
+        ("rtn", {"calibration": {"correction": 0.5}}, 0.5),
+    ],
+)
+def test_what_was_lost_is_made_up_for_where_there_is_text(method, changes, share):
+    recipe = parse_recipe({"levels": {"method": method, "bits": 3}, **changes})
+    assert recipe.correction == share
+    assert recipe.needs_inputs == (method == "gptq" or share > 0)
+
+
+def test_dense_blocks_leave_nothing_to_make_up_for():
+    with pytest.raises(InvalidArgument, match="it needs propagate: compressed"):
+        parse_recipe({"levels": {"method": "gptq"}, "propagate": "dense", "calibration": {"correction": 0.5}})
+
+
 def test_options_of_a_method_are_read_as_in_a_recipe():
     written = ["keep=0.5", "act_order=true", "bits=[3, 4]", "base=gptq", "base_options={bits: 2, group_size: 4}"]
     read = {"keep": 0.5, "act_order": True, "bits": [3, 4], "base": "gptq", "base_options": {"bits": 2, "group_size": 4}}

@@ -216,7 +216,7 @@ def _searched(
     recipe = Recipe.model_validate({
         "levels": [{**grid, **level} if "bits" in level else level for level in MIXED], "budget": budget,
         "search": {"generations": setting.generations, "tokens": 4096}, "evaluation": {"tokens": 0},
-        "calibration": {"text": size.text, "tokens": size.calibration, "context": size.context},
+        "calibration": {"text": size.text, "tokens": size.calibration, "context": size.context, "correction": 0},
     })  # fmt: skip
     found = compress(one_shot.model, recipe)
     weights = found.weights()

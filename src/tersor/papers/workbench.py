@@ -34,7 +34,10 @@ def workbench(model: Model, levels: list[dict[str, Any]], size: Any, folder: Pat
         {
             "levels": levels, "budget": "1GB",
             "search": {"tokens": size.search, "stages": size.stages},
-            "calibration": {"text": str(text_file), "tokens": size.calibration, "held_out": size.context * 4, "context": size.context},
+            # Methods as they were published: each layer answers for itself.
+            "calibration": {
+                "text": str(text_file), "tokens": size.calibration, "held_out": size.context * 4, "context": size.context, "correction": 0,
+            },
             "evaluation": {"tokens": 0}, **extra,
         },
     )  # fmt: skip

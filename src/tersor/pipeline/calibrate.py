@@ -117,13 +117,13 @@ def build_levels(
         spill = database.folder.parent / "hidden" if hidden_bytes(model, recipe) > SPILL_ABOVE else None
         walk = BlockWalk(
             model, texts.calibration, held_out=texts.held_out, batch_size=recipe.calibration.batch_size, spill_dir=spill,
-            dtype=fast_dtype(), lags=recipe.calibration.correction > 0,
+            dtype=fast_dtype(), lags=recipe.correction > 0,
         )  # fmt: skip
         for step in walk:
             names = [name for name in step.layers if name in plan.choices]
             inputs = {id(stats): len(shared) + index for index, stats in enumerate(step.stats.values())}
             shared |= {name: inputs[id(step.stats[name])] for name in step.layers}
-            target = _Target(model, step, recipe.calibration.correction)
+            target = _Target(model, step, recipe.correction)
             _fit_missing(names, target, plan, step.stats, step.held_out, database, pool, progress)
             done.update(names)
             if recipe.propagate == "compressed":
@@ -142,7 +142,7 @@ def build_levels(
 def hidden_bytes(model: Model, recipe: Recipe) -> int:
     """Bytes of the hidden states between two blocks: those of the original as well where layers make up for what was lost."""
     calibration = recipe.calibration
-    tokens = calibration.tokens * (2 if calibration.correction else 1) + calibration.held_out
+    tokens = calibration.tokens * (2 if recipe.correction else 1) + calibration.held_out
     return tokens * model.hidden_size * fast_dtype().itemsize
 
 

@@ -58,8 +58,8 @@ def _fitting(model: Model, plan: Plan, recipe: Recipe, inputs: tuple[int, ...], 
     sets = 2 if held_out else 1
     statistics = sets * 8 * sum(width**2 for width in inputs)
     hidden = hidden_bytes(model, recipe)
-    # The original's block, and how far each layer falls behind.
-    beside = (fast + 8) * block if recipe.calibration.correction else 0
+    # The original's block, and of every layer what it lacks, with moments of the inputs and their factors.
+    beside = (fast + 8) * block + 2 * 8 * sum(width**2 for width in inputs) if recipe.correction else 0
     batch = recipe.calibration.batch_size * min(recipe.calibration.context, model.max_context)
     # Observing: activations of a batch, the widest in float32, its product and the mean. Fitting: the factor and a layer of a block.
     observing = batch * (fast * 2 * sum(inputs) + 4 * max(inputs)) + (4 + 8) * max(inputs) ** 2

@@ -96,7 +96,7 @@ def predicted_seconds(model: Model, recipe: Recipe, parts: Probe, units: int) ->
     blocks = len(find_blocks(model.module))
     fitted, held_out, search = needed_tokens(recipe)
     # The original runs beside it where layers make up for what was lost.
-    walked = blocks * parts.walk * (fitted * (2 if recipe.calibration.correction else 1) + held_out)
+    walked = blocks * parts.walk * (fitted * (2 if recipe.correction else 1) + held_out)
     token = blocks * parts.plain + parts.head
     sequences, length = sampled_sequences(model, recipe), min(recipe.calibration.context, model.max_context)
     sampled = length * (-(-sequences // SAMPLED_AT_ONCE) * blocks * parts.step + sequences * parts.head)

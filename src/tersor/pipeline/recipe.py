@@ -13,6 +13,7 @@ from tersor.errors import InvalidArgument
 
 SearchName = Literal["evopress", "sparse", "knapsack", "greedy", "random", "uniform"]
 Fusion = Literal["auto", "none", "inputs", "sublayer", "block"]
+CORRECTION = 0.25  # of what was lost before: more fits the calibration text rather than the model
 
 
 class _Strict(BaseModel):
@@ -97,9 +98,8 @@ class Calibration(_Strict):
         held_out: Tokens set aside to measure each layer's error on text it was not fitted to; the allocators that add up errors use it.
         context: Tokens of a sequence.
         batch_size: Sequences run through a block at once.
-        correction: Share of what the blocks before have lost that a layer is to make up for: it is fitted to its inputs in the
-            compressed model, but to outputs nearer to the original's. 0 makes nothing up, a quarter is a good choice; see
-            ``tersor.layerwise.corrected``. Takes another pass over the calibration text.
+        correction: Share of what the blocks before have lost that a layer is to make up for, see ``tersor.layerwise.corrected``; takes
+            another pass over the text. By default a quarter where a method is fitted to text anyway, else nothing.
         seed: Of the sampling and of the order of sequences.
     """
 
@@ -108,7 +108,7 @@ class Calibration(_Strict):
     held_out: Annotated[int, Field(ge=0)] = 2048
     context: Annotated[int, Field(ge=8)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 8
-    correction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    correction: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: int = 0
 
 
@@ -202,7 +202,14 @@ class Recipe(_Strict):
 
         pairs = self.expanded() + self.expanded("embeddings")
         fitted = any(find_method(method).needs != "nothing" or options.get("clip") == "hessian" for method, options in pairs)
-        return fitted or self.calibration.correction > 0
+        return fitted or bool(self.calibration.correction)
+
+    @property
+    def correction(self) -> float:
+        """The share of what was lost before that layers make up for, its default resolved."""
+        if self.calibration.correction is not None:
+            return self.calibration.correction
+        return CORRECTION if self.propagate == "compressed" and self.needs_inputs else 0.0
 
 
 def parse_recipe(data: dict[str, Any], where: str = "the recipe") -> Recipe:
