@@ -76,7 +76,8 @@ def test_the_next_block_is_fitted_to_what_the_bias_did(stories, data_dir, tmp_pa
     recipe = parse_recipe(
         {
             "levels": [{"method": "lord", "rank": 8, "center": True}], "skip": ["layers.2.", "layers.3.", "layers.4."],
-            "calibration": {"text": "tinystories", "tokens": 1024, "held_out": 0, "context": 128}, "evaluation": {"tokens": 0},
+            "calibration": {"text": "tinystories", "tokens": 1024, "held_out": 0, "context": 128, "correction": 0},
+            "evaluation": {"tokens": 0},
         }
     )  # fmt: skip
     job = Job(stories, recipe, tmp_path / "out")
