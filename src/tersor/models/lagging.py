@@ -98,8 +98,8 @@ class LagObserver:
     def _streams(self, index: int, mine: Propagation, rows: slice) -> dict[str, str]:
         """For each layer that writes to the residual stream, the module whose input is the stream behind it, ``""`` for the block's output.
 
-        Found by experiment, whatever the architecture: what is added to the output of such a layer is added to the stream. A norm
-        behind the block, as in BERT, or a scaled residual leaves none.
+        Found by experiment, whatever the architecture: what is added to the output of such a layer is added to the stream. A norm or
+        a factor between the layer and the sum leaves none.
         """
         plain = _run(self._block, mine, index, rows)
         order = list(plain)
