@@ -114,8 +114,10 @@ def test_lags_are_those_of_plain_forward_passes(tiny: SimpleNamespace, mask: Ten
     norm = f"{second}.post_attention_layernorm"
     names = [*step.layers, norm, second]
     ours, theirs = (traced(each, names, mask) for each in (model, original))
-    # Tokens count by the inverse of their size in the original.
-    weights = 1 / theirs[second][0].double().square().mean(-1)
+    # Tokens of more than the usual size in the original count less.
+    squares = theirs[second][0].double().square().mean(-1)
+    weights = (squares.median() / squares).clamp_max(1.0)
+    assert 0.1 < float(weights.min()) < 0.9
     for name in step.layers:
         if name.endswith("o_proj"):
             lag = theirs[norm][0] - ours[norm][0]

@@ -37,8 +37,8 @@ class LagObserver:
     """Runs a block beside the same block of the original and relates what their layers put out.
 
     A layer that writes to the residual stream answers for the whole stream behind it, so that it can make up for all that was lost
-    before. Every other layer answers for its own output. Tokens count by the inverse of their mean square in the original's stream,
-    since what follows normalises them: the few huge ones that attention rests on would else outweigh all others.
+    before. Every other layer answers for its own output. A token whose mean square in the original's stream is beyond the median counts
+    less in proportion, since what follows normalises it: the few huge ones that attention rests on would else outweigh all others.
 
     Args:
         block: A block of the compressed model.
@@ -64,6 +64,7 @@ class LagObserver:
             The lag of each linear layer, named within the block. An expert has none.
         """
         layers = linear_layers(self._block)
+        usual = _usual(theirs) if index else None
         streams: dict[str, str] | None = None
         for rows in mine.batches():
             if streams is None:
@@ -73,7 +74,7 @@ class LagObserver:
                 observer.begin(mine.mask_of(rows))
                 ran = _run(self._block, mine, index, rows, noted)
             original = _run(self._original, theirs, index, rows, noted)
-            counts = _counts(hidden_of(theirs.inputs(rows)) if index else ran[""][1], mine.mask_of(rows), even=index == 0)
+            counts = _counts(ran[""][1] if usual is None else hidden_of(theirs.inputs(rows)), usual, mine.mask_of(rows))
             given: dict[int, str] = {}
             for name in (name for name in ran if name in layers and name in original):
                 kept, reached = (_behind(each, name, streams) for each in (ran, original))
@@ -126,10 +127,23 @@ class LagObserver:
         return found
 
 
-def _counts(stream: Tensor, mask: Tensor | None, even: bool) -> Tensor:
-    """How much each token counts, ``[n_tokens]``: by the inverse of its mean square, all alike if ``even``, nothing where it is padding."""
-    squares = stream.reshape(-1, stream.shape[-1]).float().square().mean(-1)
-    counts = torch.ones_like(squares) if even else 1 / squares.clamp_min(torch.finfo(torch.float32).tiny)
+def _squares(stream: Tensor) -> Tensor:
+    return stream.reshape(-1, stream.shape[-1]).float().square().mean(-1)
+
+
+def _usual(states: Propagation) -> float:
+    """The median over all tokens that count of their mean square in the stream."""
+    found = []
+    for rows in states.batches():
+        squares, mask = _squares(hidden_of(states.inputs(rows))), states.mask_of(rows)
+        found.append(squares if mask is None else squares[mask.reshape(-1)])
+    return max(float(torch.cat(found).median()), torch.finfo(torch.float32).tiny)
+
+
+def _counts(stream: Tensor, usual: float | None, mask: Tensor | None) -> Tensor:
+    """How much each token counts, ``[n_tokens]``: one up to the ``usual`` mean square, less in proportion above, nothing in padding."""
+    squares = _squares(stream)
+    counts = torch.ones_like(squares) if usual is None else (usual / squares.clamp_min(torch.finfo(torch.float32).tiny)).clamp_max(1.0)
     return counts if mask is None else counts * mask.reshape(-1)
 
 
