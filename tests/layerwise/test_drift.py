@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -53,9 +56,10 @@ def test_fewer_tokens_than_inputs_change_nothing():
     assert corrected(weight, lag_of(weight, inputs, compressed)) is weight
 
 
-def test_another_damping_has_a_factor_of_its_own():
+@pytest.mark.parametrize("cache", [None, {}], ids=["alone", "shared"])
+def test_another_damping_has_a_factor_of_its_own(cache: dict[str, Any] | None):
     weight, inputs, compressed = drawn(0)
-    lag = lag_of(weight, inputs, compressed)
+    lag = replace(lag_of(weight, inputs, compressed), cache=cache)
     first = corrected(weight, lag)
     assert torch.equal(corrected(weight, lag), first)
     assert not torch.equal(corrected(weight, lag, damping=1.0), first)

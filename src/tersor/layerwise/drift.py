@@ -20,13 +20,13 @@ class Lag:
         gram: ``sum w z z^T`` over tokens with inputs ``z`` and weights ``w``, float64 ``[in_features, in_features]``.
         cross: ``sum w z e^T``, float64 ``[in_features, out_features]``: ``e`` is what the output is short of the original's.
         n_tokens: Tokens seen; of unequal weights, as many equal ones as tell as much.
-        cache: What was derived from ``gram``; siblings that read the same input share both.
+        cache: What was derived from ``gram``, for siblings that read the same input to share both; kept nowhere without one.
     """
 
     gram: Tensor
     cross: Tensor
     n_tokens: float
-    cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    cache: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.gram.shape != (self.cross.shape[0],) * 2:
@@ -40,10 +40,11 @@ class Lag:
         Args:
             damping: Added to the diagonal of the gram, relative to its mean.
         """
-        if self.cache.get("damping") != damping:
-            self.cache["lower"], _ = damped_cholesky(self.gram.double(), damping)
-            self.cache["damping"] = damping
-        return torch.cholesky_solve(self.cross.double(), self.cache["lower"]).T
+        kept = {} if self.cache is None else self.cache
+        if kept.get("damping") != damping:
+            kept["lower"], _ = damped_cholesky(self.gram.double(), damping)
+            kept["damping"] = damping
+        return torch.cholesky_solve(self.cross.double(), kept["lower"]).T
 
 
 def corrected(weight: Tensor, lag: Lag, share: float = 0.25, damping: float = 0.01) -> Tensor:

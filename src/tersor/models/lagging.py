@@ -82,8 +82,12 @@ class LagObserver:
                 if kept.shape == reached.shape and kept[..., 0].numel() == len(counts):
                     leader = self._leader.setdefault(name, given.setdefault(id(ran[name][0]), name))
                     self._add(name, leader, ran[name][0], reached - kept, counts)
-        moments = {name: self._moments[self._leader[name]] for name in self._cross}
-        return {name: Lag(moments[name].gram, cross, moments[name].n_tokens, moments[name].cache) for name, cross in self._cross.items()}
+        return {name: self._lag(name, cross) for name, cross in self._cross.items()}
+
+    def _lag(self, name: str, cross: Tensor) -> Lag:
+        moments = self._moments[self._leader[name]]
+        shared = sum(self._leader[other] == self._leader[name] for other in self._cross) > 1
+        return Lag(moments.gram, cross, moments.n_tokens, moments.cache if shared else None)
 
     def _add(self, name: str, leader: str, inputs: Tensor, lag: Tensor, counts: Tensor) -> None:
         rows, lost = inputs.reshape(-1, inputs.shape[-1]).float(), lag.reshape(-1, lag.shape[-1]).float()
