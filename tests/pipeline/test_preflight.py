@@ -151,3 +151,11 @@ def test_the_probe_changes_nothing(tmp_path: Path):
     _ = gptq(model, tmp_path / "out").preflight
     assert model.fingerprint() == before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_that_lacks_its_solver_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tersor.allocation.sparse.find_spec", lambda name: None)
+    recipe = parse_recipe({"levels": {"method": "rtn", "bits": [3, 4], "group_size": 64}, "budget": 0.5, "search": {"method": "sparse"}})
+    job = Job(build(), recipe, tmp_path)
+    with pytest.raises(TersorError, match=r"needs scipy, which is not installed; it comes with pip install 'tersor\[limits\]'"):
+        _ = job.preflight

@@ -81,6 +81,16 @@ def configuration_search(
     return make_allocation(problem, expand(best), "sparse", fitness=judged[best], evaluations=len(judged), history=tuple(history))
 
 
+def require_solver() -> None:
+    """Refuse before any work what only a solver of linear programs can finish.
+
+    Raises:
+        TersorError: Without scipy.
+    """
+    if find_spec("scipy") is None:
+        raise TersorError("the sparse search needs scipy, which is not installed; it comes with pip install 'tersor[limits]'")
+
+
 def _check(fitness: Fitness, exploration: float, **integers: tuple[int, int]) -> None:
     """Refuse options out of range, a minibatch that there are no tokens for, and a missing scipy, before anything is judged."""
     for name, (value, lowest) in integers.items():
@@ -89,8 +99,7 @@ def _check(fitness: Fitness, exploration: float, **integers: tuple[int, int]) ->
     if not 0 <= exploration < 1:
         raise InvalidArgument(f"exploration must be a number of at least 0 and below 1, got {exploration!r}")
     check_tokens(fitness, integers["tokens"][0])
-    if find_spec("scipy") is None:
-        raise TersorError("scipy is not installed; it comes with pip install 'tersor[limits]'")
+    require_solver()
 
 
 class _Model:

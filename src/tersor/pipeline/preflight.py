@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tersor.allocation.sparse import require_solver
 from tersor.errors import InvalidArgument, TersorError
 from tersor.layerwise import find_method
 from tersor.layerwise.stats import LayerStats
@@ -74,8 +75,10 @@ def preflight(model: Model, plan: Plan, recipe: Recipe, budget: int | None, outp
 
     Raises:
         InvalidArgument: If a level does not fit a layer or the budget is out of reach, naming the smallest reachable size.
-        TersorError: If the disk is too full or the memory too small.
+        TersorError: If the disk is too full, the memory too small, or a package missing that the search needs.
     """
+    if recipe.search.method == "sparse":
+        require_solver()
     sizes: dict[tuple[tuple[int, int], str], int] = {}
 
     def size(name: str, choice: LevelChoice) -> int:
