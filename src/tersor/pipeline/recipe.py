@@ -108,7 +108,7 @@ class Calibration(_Strict):
     held_out: Annotated[int, Field(ge=0)] = 2048
     context: Annotated[int, Field(ge=8)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 8
-    correction: Annotated[float, Field(ge=0, le=1)] | None = None
+    correction: Annotated[float | None, Field(ge=0, le=1)] = None
     seed: int = 0
 
 
