@@ -43,8 +43,7 @@ def run(model: Any, request: dict[str, Any], folder: Path) -> None:
     from tersor.pipeline.job import Job, single_method
     from tersor.pipeline.texts import Texts
 
-    # The bound that is measured is of one model's work; the original that jobs run beside it is left out.
-    options = {**request["options"], "evaluation": {"tokens": 0}, "calibration": {"correction": 0}}
+    options = {**request["options"], "evaluation": {"tokens": 0}}
     job = Job(model, single_method(request["method"], options), folder)
     sequences, length = request["sequences"], request["context"]
     tokens = torch.randint(model.vocabulary, (sequences, length), generator=torch.Generator().manual_seed(0))

@@ -160,6 +160,10 @@ class Observer:
             for hook in hooks:
                 hook.remove()
 
+    def leader(self, name: str) -> str:
+        """The first of the layers that are given the same input as ``name``, which has run."""
+        return self._leader[name]
+
     def finish(self) -> dict[str, LayerStats]:
         """The statistics of every layer that ran; layers that share an input share one object."""
         # One after the other: sums and means of all layers at once would be twice the memory of a block's statistics.

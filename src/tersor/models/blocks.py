@@ -16,7 +16,7 @@ from tersor.layerwise.drift import Lag
 from tersor.layerwise.stats import LayerStats
 from tersor.models.activations import Observer, Propagation
 from tersor.models.casting import converted, lean_copy
-from tersor.models.lagging import LagObserver
+from tersor.models.lagging import LagObserver, find_streams
 from tersor.models.model import Model, is_tied, name_of, output_head, token_table
 from tersor.models.prefix import PrefixRunner
 from tersor.models.structure import Blocks, Stop, find_blocks, hidden_of, linear_layers, logits_of, run_model, skipped
@@ -64,7 +64,7 @@ class BlockWalk:
             shares the values of ``model``; a block is converted when its turn comes and let go afterwards, with whatever
             :func:`~tersor.weights.modules.set_matrix` put into ``step.layers``, so that the caller need not restore anything.
         lags: Whether to run ``model`` as it is now beside it and measure how far every layer falls behind. Takes twice the time and
-            memory for hidden states, and what a block's weights take in float64.
+            memory for hidden states and statistics while a block runs, and afterwards what its weights take in float32.
 
     Attributes:
         outside: After the last step, input statistics of linear layers outside the blocks, an untied head and a tied
@@ -141,14 +141,13 @@ class BlockWalk:
         for propagation in self._passes:
             observer = Observer(layers)
             if self._original is not None and not found:
-                lags = self._original.lags(index, self._blocks[index], propagation, observer)
+                lags = self._original.lags(index, f"{name}.", self._blocks[index], propagation, observer)
             else:
                 with observer.attached():
                     propagation.run(index, store=False, observer=observer)
             found.append(observer.finish())
         stats, held_out = (*found, {})[:2]
-        named = {f"{name}.{key}": lag for key, lag in lags.items()}
-        return BlockStep(index, name, {key: layers[key] for key in stats}, stats, held_out, named)
+        return BlockStep(index, name, {key: layers[key] for key in stats}, stats, held_out, lags)
 
     def _head_key(self) -> str:
         return _outside_name(self._model.module, output_head(self._model.module)) or ""
@@ -165,10 +164,16 @@ class _Original:
         module = (model.copy() if dtype is None else lean_copy(model, dtype)).module
         self._blocks = find_blocks(module)
         self.states = Propagation(module, self._blocks, tokens, mask, batch_size, folder)
+        # By the parts of a block: those of one make write to the stream at the same places.
+        self._streams: dict[tuple[tuple[str, type[nn.Module]], ...], dict[str, str]] = {}
 
-    def lags(self, index: int, block: nn.Module, compressed: Propagation, observer: Observer) -> dict[str, Lag]:
+    def lags(self, index: int, prefix: str, block: nn.Module, compressed: Propagation, observer: Observer) -> dict[str, Lag]:
         with self._converted(index):
-            return LagObserver(block, self._blocks[index]).run(index, compressed, self.states, observer)
+            original = self._blocks[index]
+            make = tuple((name, type(part)) for name, part in original.named_modules())
+            if make not in self._streams:
+                self._streams[make] = find_streams(original, index, self.states)
+            return LagObserver(block, original, prefix).run(index, compressed, self.states, observer, self._streams[make])
 
     def advance(self, index: int) -> None:
         with self._converted(index):
