@@ -12,8 +12,6 @@ from typing import Any
 
 TEXT = b"What is written twice is written twice. " * 8
 SEED = 7
-# Those that take a network's milliseconds a case.
-SLOW = ("text", "image_vq", "walloc, pictures", "walloc, sounds", "features", "mesh")
 
 
 @dataclass(frozen=True)

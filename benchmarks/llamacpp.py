@@ -131,9 +131,7 @@ def make_job(original: Any, setting: Setting, folder: Path, grid: dict[str, Any]
         "embeddings": [{"method": "rtn", "bits": list(bits), "clip": "mse", **grid}],
         "budget": "1GB",
         "search": {"tokens": setting.search, "stages": setting.stages, "generations": setting.generations, "initial": setting.initial},
-        "calibration": {
-            "text": "wikitext2.valid", "tokens": setting.calibration, "held_out": 2048, "context": setting.context, "correction": 0,
-        },
+        "calibration": {"text": "wikitext2.valid", "tokens": setting.calibration, "held_out": 2048, "context": setting.context},
         "evaluation": {"tokens": 0},
     }
     return Job(original, parse_recipe(recipe), folder)

@@ -30,7 +30,6 @@ def parser() -> argparse.ArgumentParser:
     flags = common.parser(__doc__, repeats=1, threads=1)
     given = int(os.environ.get("TERSOR_MUTATIONS", "100000"))
     flags.add_argument("--cases", type=int, default=given, help="inputs to every decoder; also TERSOR_MUTATIONS")
-    flags.add_argument("--slow-cases", type=int, default=20_000, help="inputs to those that take a network's milliseconds")
     flags.add_argument("--resume", action="store_true", help="leave out decoders that the record already has with so many cases or more")
     flags.add_argument("--only", nargs="*", help="decoders by name")
     flags.add_argument("--megabytes", type=int, default=256, help="memory that a process may take beyond what it has at its first case")
@@ -111,14 +110,14 @@ class Trial:
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Every decoder in turn, those that take long last; 1 if one did what none may."""
+    """Every decoder in turn; 1 if one did what none may."""
     import decoders
 
     session = common.Session("mutations", flags)
     kept = recorded(session) if flags.resume else {}
-    known = sorted(flags.only or decoders.targets(), key=lambda name: name in decoders.SLOW)
+    known = flags.only or list(decoders.targets())
+    wanted = 200 if flags.quick else flags.cases
     for index, name in enumerate(known):
-        wanted = min(flags.slow_cases if name in decoders.SLOW else flags.cases, 200 if flags.quick else sys.maxsize)
         row, said = kept.get(name, ({}, []))
         if row.get("cases", 0) < wanted:
             row, said = tried(name, flags, wanted)

@@ -52,6 +52,13 @@ def test_the_report_names_every_layer_and_every_text(stories, recipe):
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize(("method", "options", "saved"), [("keep", {}, False), ("rtn", {"bits": 4}, True)], ids=["keep", "rtn"])
+def test_a_result_that_saves_nothing_is_warned_of(stories, method, options, saved):
+    report = tersor.compress(stories, method, **options).report
+    assert any(warning.startswith("nothing was saved") for warning in report.warnings) == (not saved)
+    assert (report.rows[-1].nbytes < report.rows[0].nbytes) == saved
+
+
 def test_prefix_reuse_changes_no_value(stories, recipe, tmp_path):
     from tersor.pipeline.fitness import KLFitness
 

@@ -93,6 +93,9 @@ def _layers(job: Job, choices: Choices) -> list[LayerRow]:
 
 def _warnings(job: Job, layers: list[LayerRow], rows: list[ReportRow]) -> list[str]:
     warnings = [str(pair) for pair in disagreement(rows)]
+    if rows[-1].nbytes >= rows[0].nbytes:
+        sizes = f"the result takes {rows[-1].nbytes} bytes, the original in 16 bits {rows[0].nbytes}"
+        warnings.append(f"nothing was saved: {sizes}; take fewer bits, larger groups or smaller codebooks")
     damped = [row.name for row in layers if row.damping is not None and row.damping > MUCH_DAMPING]
     if damped:
         warnings.append(f"{len(damped)} layers needed more than {MUCH_DAMPING} damping, {damped[0]} first; more calibration text may help")
