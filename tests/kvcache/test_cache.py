@@ -87,6 +87,23 @@ def test_what_update_returns_is_what_is_stored_and_the_new_tokens():
     assert config == layer.config
 
 
+@pytest.mark.parametrize("kind", ["gear", "kivi", "plain"])
+def test_how_many_segments_lie_together_changes_no_value(kind, model, monkeypatch):
+    x = states(0, 210, heads=2, width=16)
+    read = []
+    for together in (1, 64, 1 << 20):
+        monkeypatch.setattr("tersor.kvcache.layer._TOGETHER", together)
+        layer = make_cache(kind, model.config, 2, group=16).layers[0]
+        for end in range(1, 210):
+            full = layer.update(x[:, :, end - 1 : end], -x[:, :, end - 1 : end])
+        read.append(full)
+        held = [segments.count * segments.tokens for segments in layer.segments["keys"]]
+        assert sum(held) == 208
+        assert max(held) == {1: 16, 64: 64, 1 << 20: 208}[together]
+    for full in read[1:]:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(full, read[0], strict=True))
+
+
 def test_no_dequantised_copy_is_kept_and_bytes_are_those_of_all_tensors(model):
     cache = GearCache(model.config, GearConfig(group=16))
     with torch.no_grad():

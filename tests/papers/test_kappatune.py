@@ -43,6 +43,6 @@ def test_the_original_is_left_alone_and_every_run_starts_from_it(method):
     before = {name: parameter.clone() for name, parameter in model.module.named_parameters()}
     names = [name for name in before if name.endswith(("q_proj.weight", "v_proj.weight"))]
     texts, plan = Texts(windows, windows, windows, windows.flip(0)), Plan(4, 2, 8)
-    first, second = (_tuned(model, method, names, texts, plan, 1e-2, seed) for seed in (0, 1))
+    first, second = (_tuned(model, 200, method, names, texts, plan, 1e-2, seed) for seed in (0, 1))
     assert first.new[0] == second.new[0] > max(first.new[-1], second.new[-1])
     assert all(torch.equal(before[name], parameter) for name, parameter in model.module.named_parameters())

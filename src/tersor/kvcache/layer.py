@@ -14,6 +14,9 @@ from tersor.errors import InvalidArgument, TersorError
 from tersor.kvcache.config import GearConfig
 from tersor.kvcache.segments import Segments, Side
 
+# Tokens that are stored and read back together. More would be a little faster, but what grows without end leaves holes behind that the
+# allocator cannot use again, and reading it back takes as much again.
+_TOGETHER = 1024
 _SIDES: tuple[Side, Side] = ("keys", "values")
 
 
@@ -23,7 +26,7 @@ class GearLayer(CacheLayerMixin):
     Attributes:
         keys: The last tokens, in full precision ``[batch, heads, tokens, width]``.
         values: The same.
-        segments: Compressed segments of ``"keys"`` and ``"values"``, those of one shape together.
+        segments: Compressed segments of ``"keys"`` and ``"values"``, those of one shape together up to a thousand tokens.
     """
 
     is_sliding = False
@@ -57,12 +60,15 @@ class GearLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         check_states(self.keys, key_states, value_states)
         first = self.get_seq_length() == 0
-        full = self._full("keys", key_states), self._full("values", value_states)
+        before = [(list(self.segments[side]), buffer) for side, buffer in zip(_SIDES, (self.keys, self.values), strict=True)]
         self.keys, self.values = torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+        # What stays is allocated before what is read back: behind the largest tensors of a step it would keep the allocator from giving
+        # their memory to those of the next, which are larger.
         ready = self.keys.shape[2] // self.config.buffer_tokens * self.config.buffer_tokens
         if ready:
             self._compress(ready, self.config.rank_prefill if first else self.config.rank_decode)
-        return full
+        keys, values = (_full(*held, states) for held, states in zip(before, (key_states, value_states), strict=True))
+        return keys, values
 
     def get_seq_length(self) -> int:
         """Tokens seen so far."""
@@ -129,22 +135,6 @@ class GearLayer(CacheLayerMixin):
     def _compressed_tokens(self) -> int:
         return sum(segments.count * segments.tokens for segments in self.segments["keys"])
 
-    def _full(self, side: Side, states: Tensor) -> Tensor:
-        """All tokens so far and ``states`` after them, in memory of their own that lives as long as the caller holds it."""
-        buffer: Tensor = getattr(self, side)
-        done = self._compressed_tokens()
-        if done + buffer.shape[2] == 0:
-            return states
-        full = states.new_empty((*states.shape[:2], done + buffer.shape[2] + states.shape[2], states.shape[3]))
-        start = 0
-        for segments in self.segments[side]:
-            end = start + segments.count * segments.tokens
-            segments.write(full[:, :, start:end])
-            start = end
-        full[:, :, done : done + buffer.shape[2]] = buffer
-        full[:, :, done + buffer.shape[2] :] = states
-        return full
-
     def _compress(self, tokens: int, rank: int) -> None:
         for side in _SIDES:
             buffer: Tensor = getattr(self, side)
@@ -152,7 +142,7 @@ class GearLayer(CacheLayerMixin):
                 raise TersorError(f"the {side} to be compressed hold NaN or Inf; mend the model, or use DynamicCache to see where")
             made = Segments.compress(buffer[:, :, :tokens], side, self.config, rank)
             held = self.segments[side]
-            if held and held[-1].fits(made):
+            if held and held[-1].fits(made) and (held[-1].count + 1) * made.tokens <= _TOGETHER:
                 held[-1] = held[-1].joined(made)
             else:
                 held.append(made)
@@ -163,6 +153,22 @@ class GearLayer(CacheLayerMixin):
         if self.is_initialized:
             self.keys, self.values = change(self.keys), change(self.values)
             self.segments = {side: [segments.map(change) for segments in held] for side, held in self.segments.items()}
+
+
+def _full(segments: list[Segments], buffer: Tensor, states: Tensor) -> Tensor:
+    """All tokens so far and ``states`` after them, in memory of their own that lives as long as the caller holds it."""
+    done = sum(each.count * each.tokens for each in segments)
+    if done + buffer.shape[2] == 0:
+        return states
+    full = states.new_empty((*states.shape[:2], done + buffer.shape[2] + states.shape[2], states.shape[3]))
+    start = 0
+    for each in segments:
+        end = start + each.count * each.tokens
+        each.write(full[:, :, start:end])
+        start = end
+    full[:, :, done : done + buffer.shape[2]] = buffer
+    full[:, :, done + buffer.shape[2] :] = states
+    return full
 
 
 def check_states(keys: Tensor, key_states: Tensor, value_states: Tensor) -> None:

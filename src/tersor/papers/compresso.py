@@ -43,7 +43,6 @@ LONGER = "magnitude, as many steps in all"
 NO_ADAPTERS, NO_LAGRANGIAN, PROMPTED = "compresso, no adapters", "compresso, no Lagrangian", "compresso, with the prompt"
 ABLATED_AT = 0.7
 RIVALS = (MAGNITUDE, RANDOM)
-RATES = (2e-3, 8e-3)
 CONTEXT, BATCH = 64, 8
 # Shares of the steps of a training with gates; the second half heals.
 BEGIN, END, FIX = 0.05, 0.35, 0.5
@@ -51,13 +50,27 @@ BEGIN, END, FIX = 0.05, 0.35, 0.5
 
 @dataclass(frozen=True)
 class Effort:
-    """Sizes that are tried, steps of healing (and as many for the gates), steps that choose a rate, and windows of a measurement."""
+    """What is cut, and how much is done.
+
+    Attributes:
+        keeps: Sizes that are tried.
+        steps: Of healing, and as many for the gates.
+        pilot: Steps that choose a rate.
+        windows: Of a measurement.
+        ablations: Whether parts of the method are left out in turn.
+        model: Its name.
+        text: To train on, to choose by and to report, in parts.
+        rates: Of the adapters, of which one is chosen.
+    """
 
     keeps: tuple[float, ...]
     steps: int
     pilot: int
     windows: int
     ablations: bool
+    model: str = "stories260k"
+    text: str = "tinystories"
+    rates: tuple[float, ...] = (2e-3, 8e-3)
 
 
 FULL = Effort((0.85, 0.7, 0.55), 80, 20, 64, True)
@@ -75,10 +88,14 @@ class Texts:
 
 def run(quick: bool) -> Result:
     """Prune a model of children's stories to several sizes by every method, on stories, and measure it on others."""
+    return compared(QUICK if quick else FULL)
+
+
+def compared(effort: Effort) -> Result:
+    """Every method at every size of ``effort``."""
     from tersor.models import load
 
-    effort = QUICK if quick else FULL
-    model = load("stories260k")
+    model = load(effort.model)
     texts = _texts(model, effort)
     rate = _rate(model, texts, effort)
     dense = _perplexity(model.module, texts.test)
@@ -108,13 +125,13 @@ def run(quick: bool) -> Result:
     ]  # fmt: skip
     margin = min(gaps.values())
     baseline = f"{', '.join(RIVALS)}; each with the same adapters and healing steps"
-    return Result(rows, baseline, margin, SEEDS, margin > 0, ("stories260k", "tinystories"), notes)
+    return Result(rows, baseline, margin, SEEDS, margin > 0, (effort.model, effort.text), notes)
 
 
 def _texts(model: Model, effort: Effort) -> Texts:
     from tersor import data
 
-    windows = data.windows(model.encode(data.text("tinystories")), CONTEXT)
+    windows = data.windows(model.encode(data.text(effort.text)), CONTEXT)
     first, second = len(windows) * 8 // 10, len(windows) * 9 // 10
     return Texts(windows[:first], windows[first:second][: effort.windows], windows[second:][: effort.windows])
 
@@ -127,8 +144,8 @@ def _perplexity(module: Any, windows: Tensor, prompt: Tensor | None = None) -> f
 def _rate(model: Model, texts: Texts, effort: Effort) -> float:
     """The rate of the adapters that heals a cut by magnitude best in a short training with a seed of its own."""
     masks = _cut(model, MAGNITUDE, _even(model, effort.keeps[0]), len(SEEDS))
-    losses = {rate: _trained(model, texts, Compresso(masks=masks), effort.pilot, rate, len(SEEDS)).held_out[-1][1] for rate in RATES}
-    return min(RATES, key=lambda rate: losses[rate])
+    losses = {rate: _trained(model, texts, Compresso(masks=masks), effort.pilot, rate, len(SEEDS)).held_out[-1][1] for rate in effort.rates}
+    return min(effort.rates, key=lambda rate: losses[rate])
 
 
 def _trained(

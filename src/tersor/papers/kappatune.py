@@ -6,8 +6,9 @@ import copy
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from statistics import fmean
 
@@ -30,10 +31,6 @@ SEEDS = (0, 1, 2)
 OURS, ASPECT, WORST, RANDOM = "lowest condition", "lowest condition for its shape", "highest condition", "random of equal shapes"
 EVERYTHING, ADAPTERS = "everything", "LoRA on queries and values"
 RIVALS = (RANDOM, WORST, ADAPTERS, EVERYTHING)
-# Matrices trained; half of those of the flat shape that is best conditioned, so that a draw of equal shapes can differ.
-TENSORS = 5
-# Tried for every contestant on text that nothing is reported on.
-RATES = (1e-3, 4e-3)
 CONTEXT, BATCH = 128, 4
 
 
@@ -46,8 +43,30 @@ class Plan:
     windows: int
 
 
-FULL = Plan(60, 10, 24)
-QUICK = Plan(18, 6, 12)
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained, and on what.
+
+    Attributes:
+        model: Its name.
+        new: Text that it is trained on.
+        old: Text of the kind that it comes from.
+        tensors: Matrices trained. Fewer than there are of the flat shape that is best conditioned, so that a draw of equal shapes can
+            differ.
+        rates: Tried for every contestant on text that nothing is reported on.
+        plan: How long.
+    """
+
+    model: str
+    new: str
+    old: str
+    tensors: int
+    rates: tuple[float, ...]
+    plan: Plan
+
+
+FULL = Experiment("stories260k", "tinyshakespeare", "tinystories", 5, (1e-3, 4e-3), Plan(60, 10, 24))
+QUICK = replace(FULL, plan=Plan(18, 6, 12))
 
 
 @dataclass(frozen=True)
@@ -81,32 +100,42 @@ class Curve:
 
 def run(quick: bool) -> Result:
     """Fine-tune a model of children's stories on Shakespeare, and read how much worse it tells stories at equal loss."""
+    return compared(QUICK if quick else FULL)
+
+
+def compared(experiment: Experiment) -> Result:
+    """Every contestant on ``experiment``."""
     from tersor.models import load
 
-    plan = QUICK if quick else FULL
-    model = load("stories260k")
-    texts = _texts(model, plan)
+    plan = experiment.plan
+    model = load(experiment.model)
+    texts = _texts(model, experiment)
     report = _blocks(model.module)
+    ours = select_by_condition(report, n_tensors=experiment.tensors)
+    budget = _budget(report, ours)
     names = {
-        OURS: select_by_condition(report, n_tensors=TENSORS),
-        ASPECT: select_by_condition(report, budget_params=_budget(report), normalize="aspect"),
-        WORST: select_by_condition(report, budget_params=_budget(report), order="high"),
+        OURS: ours,
+        ASPECT: select_by_condition(report, budget_params=budget, normalize="aspect"),
+        WORST: select_by_condition(report, budget_params=budget, order="high"),
         EVERYTHING: [name for name, _ in model.module.named_parameters()],
         ADAPTERS: [spectrum.name for spectrum in report if spectrum.name.endswith(("q_proj.weight", "v_proj.weight"))],
     }
-    rates = {method: _rate(model, method, names.get(method, names[OURS]), texts, plan) for method in (*names, RANDOM)}
+    tune = partial(_tuned, model, budget)
+    pilot = partial(_rate, tune, texts, plan, experiment.rates)
+    rates = {method: pilot(method, names.get(method, ours)) for method in (*names, RANDOM)}
     curves: dict[str, list[Curve]] = {method: [] for method in rates}
     rows: list[Row] = []
     for seed in SEEDS:
-        drawn = names | {RANDOM: random_of_equal_shapes(report, names[OURS], seed=seed)}
+        drawn = names | {RANDOM: random_of_equal_shapes(report, ours, seed=seed)}
         for method, rate in rates.items():
-            curves[method].append(_tuned(model, method, drawn[method], texts, plan, rate, seed))
+            curves[method].append(tune(method, drawn[method], texts, plan, rate, seed))
         rows += measured(_rows(curves, rates, seed))
     forgotten = {method: fmean(row["forgotten_at_equal_loss"] for row in rows if row["method"] == method) for method in curves}
     margin = min(forgotten[rival] for rival in RIVALS) - forgotten[OURS]
     against = ", ".join(f"{method} {value:.4f}" for method, value in sorted(forgotten.items(), key=lambda item: item[1]))
-    notes = [f"nats a token forgotten at equal loss, mean over seeds: {against}", f"chosen in this model: {_kinds(names[OURS])}"]
-    return Result(rows, ", ".join(RIVALS), margin, SEEDS, margin > 0, ("stories260k", "tinyshakespeare", "tinystories"), notes)
+    notes = [f"nats a token forgotten at equal loss, mean over seeds: {against}", f"chosen in this model: {_kinds(ours)}"]
+    data = (experiment.model, experiment.new, experiment.old)
+    return Result(rows, ", ".join(RIVALS), margin, SEEDS, margin > 0, data, notes)
 
 
 def _blocks(module: nn.Module) -> list[Spectrum]:
@@ -114,32 +143,35 @@ def _blocks(module: nn.Module) -> list[Spectrum]:
     return [spectrum for spectrum in spectral_report(module) if "layers" in spectrum.name]
 
 
-def _budget(report: Sequence[Spectrum]) -> int:
-    """Numbers in the matrices that the paper's rule chooses."""
+def _budget(report: Sequence[Spectrum], names: Sequence[str]) -> int:
+    """Numbers in the matrices ``names``."""
     size = {spectrum.name: spectrum.parameters for spectrum in report}
-    return sum(size[name] for name in select_by_condition(report, n_tensors=TENSORS))
+    return sum(size[name] for name in names)
 
 
-def _texts(model: Model, plan: Plan) -> Texts:
+def _texts(model: Model, experiment: Experiment) -> Texts:
     from tersor import data
 
-    new, old = (data.windows(model.encode(data.text(name)[:600_000]), CONTEXT) for name in ("tinyshakespeare", "tinystories"))
+    windows = experiment.plan.windows
+    new, old = (data.windows(model.encode(data.text(name)[:600_000]), CONTEXT) for name in (experiment.new, experiment.old))
     third = len(new) // 3
-    return Texts(new[:third], new[third:][: plan.windows], new[2 * third :][: plan.windows], old[-plan.windows :])
+    return Texts(new[:third], new[third:][:windows], new[2 * third :][:windows], old[-windows:])
 
 
-def _rate(model: Model, method: str, names: Sequence[str], texts: Texts, plan: Plan) -> float:
+def _rate(tune: Callable[..., Curve], texts: Texts, plan: Plan, rates: Sequence[float], method: str, names: Sequence[str]) -> float:
     """The rate that takes the new domain's loss lowest within a third of the steps, on text of its own."""
     pilot = Texts(texts.train, texts.pilot, texts.pilot, texts.old[:1])
     short = Plan(max(plan.steps // 3, 1), max(plan.steps // 3, 1), plan.windows)
-    return min(RATES, key=lambda rate: _tuned(model, method, names, pilot, short, rate, len(SEEDS)).new[-1])
+    return min(rates, key=lambda rate: tune(method, names, pilot, short, rate, len(SEEDS)).new[-1])
 
 
-def _tuned(model: Model, method: str, names: Sequence[str], texts: Texts, plan: Plan, rate: float, seed: int) -> Curve:
+def _tuned(
+    model: Model, budget: int, method: str, names: Sequence[str], texts: Texts, plan: Plan, rate: float, seed: int
+) -> Curve:  # fmt: skip
     # A copy of its own: that of Model.copy shares the values, which are trained in place here.
     module = copy.deepcopy(model.module)
     if method == ADAPTERS:
-        module = _adapted(module, names, _budget(_blocks(module)), seed)
+        module = _adapted(module, names, budget, seed)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     else:
         parameters = SelectiveFineTuning(module, names).parameters()
