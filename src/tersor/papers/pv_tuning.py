@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +33,7 @@ class Setting:
         codebooks: Options of ``additive_codebooks``.
         grid: Options of ``gptq``.
         steps: Of every tuning.
+        pilot: Steps of each of the tunings that choose rates.
         batch: Windows a step.
         length: Tokens of a training window.
         learning_rate: Of the continuous values, in every mode.
@@ -42,6 +44,7 @@ class Setting:
     codebooks: Mapping[str, Any]
     grid: Mapping[str, Any]
     steps: int
+    pilot: int
     batch: int
     length: int
     learning_rate: float
@@ -50,11 +53,11 @@ class Setting:
 
 SMALL = Setting(
     Size("stories260k", 8192, 4096, 256, "tinystories", "tinystories.tail"), {"bits": 5, "group_size": 4},
-    {"bits": 2, "group_size": -1, "act_order": True}, 200, 8, 128, 3e-3, SEEDS,
+    {"bits": 2, "group_size": -1, "act_order": True}, 200, 60, 8, 128, 3e-3, SEEDS,
 )  # fmt: skip
 LARGE = Setting(
     Size("smollm2-135m", 16384, 8192, 512, "wikitext2.valid", "wikitext2.test"), {},
-    {"bits": 2, "group_size": 64, "act_order": True, "clip": "hessian"}, 60, 1, 256, 1e-3, SEEDS[:1],
+    {"bits": 2, "group_size": 64, "act_order": True, "clip": "hessian"}, 60, 20, 1, 256, 1e-3, SEEDS[:1],
 )  # fmt: skip
 QUICK_STEPS = 60
 HELD_OUT = 16  # training windows kept back to choose rates and the best step by
@@ -63,29 +66,28 @@ HELD_OUT = 16  # training windows kept back to choose rates and the best step by
 RATES: dict[str, tuple[Rates, ...]] = {
     "p": ({},),
     "pv": (
+        {"code_learning_rate": 1e-2, "max_code_change": 0.003, "trust_ratio": 0.003},
         {"code_learning_rate": 1e-2, "max_code_change": 0.01, "trust_ratio": 0.01},
         {"code_learning_rate": 3e-2, "max_code_change": 0.03, "trust_ratio": 0.03},
     ),
-    "straight_through": ({"code_learning_rate": 1e-2}, {"code_learning_rate": 3e-2}),
+    "straight_through": ({"code_learning_rate": 3e-3}, {"code_learning_rate": 1e-2}, {"code_learning_rate": 3e-2}),
 }
 
 
 def run(quick: bool) -> Result:
-    """Compress, choose every mode's rate on windows kept back, tune over seeds; on the larger model with the rates chosen on the small."""
-    small = replace(SMALL, steps=QUICK_STEPS) if quick else SMALL
+    """Compress, choose every mode's rate on windows kept back, tune over seeds."""
+    settings = (replace(SMALL, steps=QUICK_STEPS, pilot=QUICK_STEPS // 3),) if quick else (SMALL, LARGE)
     chosen: dict[str, Rates] = {}
-    rows = list(measured(_rows(small, chosen)))
-    if not quick:
-        rows += measured(_rows(LARGE, chosen))
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    margins = {model: _margin([row for row in rows if row["model"] == model]) for model in models}
+    rows = [row for setting in settings for row in measured(_rows(setting, chosen))]
+    margins = {setting.size.model: _margin([row for row in rows if row["model"] == setting.size.model]) for setting in settings}
     notes = [f"{model}: margin {margin:.3f} against the best of the others" for model, margin in margins.items()]
-    notes += [f"{mode}: {', '.join(f'{key} {value:g}' for key, value in rates.items())}" for mode, rates in chosen.items() if rates]
-    notes.append("rates were chosen on training windows kept back on stories260k and used as they are on the larger model")
-    sizes = [setting.size for setting in ((small,) if quick else (small, LARGE))]
-    data = [part for size in sizes for part in (size.model, size.text, size.held_out)]
+    notes += [f"{what}: {', '.join(f'{key} {value:g}' for key, value in rates.items())}" for what, rates in chosen.items()]
+    tried = ", ".join(f"{setting.pilot} of {setting.steps}" for setting in settings)
+    notes.append(f"rates were chosen on training windows kept back, by tunings of {tried} steps")
+    data = [part for setting in settings for part in (setting.size.model, setting.size.text, setting.size.held_out)]
     return Result(
-        rows, "GPTQ at 2 bits, values alone, straight-through", min(margins.values()), small.seeds, min(margins.values()) > 0, data, notes,
+        rows, "GPTQ at 2 bits, values alone, straight-through", min(margins.values()), settings[0].seeds, min(margins.values()) > 0, data,
+        notes,
     )  # fmt: skip
 
 
@@ -95,7 +97,7 @@ def _margin(rows: list[Row]) -> float:
 
 
 def _rows(setting: Setting, chosen: dict[str, Rates]) -> Iterator[Row]:
-    """One-shot rows, then every mode over the seeds; fills ``chosen`` where it is empty."""
+    """One-shot rows, then every mode over the seeds; the rates of each go into ``chosen``."""
     from tersor.models import load
 
     bench = OneShot.prepare(load(setting.size.model), setting.size)
@@ -105,14 +107,15 @@ def _rows(setting: Setting, chosen: dict[str, Rates]) -> Iterator[Row]:
     weights = bench.everywhere("codebooks", "additive_codebooks", **setting.codebooks)
     yield {"model": setting.size.model, **bench.row("codebooks", weights)}
     small = bench.assembled(weights)
-    for mode, rates in RATES.items():
+    tune = partial(_tuned, small, bench, setting, windows=windows, held_out=held_out)
+    for mode, candidates in RATES.items():
+        rates = candidates[0]
+        if len(candidates) > 1:
+            # Of the last step: one that has turned for the worse by then would lose more in a longer tuning.
+            losses = [tune(mode, rate, setting.pilot, setting.seeds[0]).held_out[-1][1] for rate in candidates]
+            rates = chosen[f"{setting.size.model}, {mode}"] = candidates[losses.index(min(losses))]
         for seed in setting.seeds:
-            tried = {
-                index: _tuned(small, bench, setting, mode, rate, seed, windows, held_out) for index, rate in _to_try(mode, rates, chosen)
-            }
-            best = min(tried, key=lambda index: min(loss for _, loss in tried[index].held_out))
-            chosen.setdefault(mode, rates[best])
-            tuned = tried[best]
+            tuned = tune(mode, rates, setting.steps, seed)
             judged = bench.divergence(tuned.model)
             yield {
                 "model": setting.size.model, "method": f"codebooks, {mode}", "seed": seed,
@@ -122,21 +125,14 @@ def _rows(setting: Setting, chosen: dict[str, Rates]) -> Iterator[Row]:
             }  # fmt: skip
 
 
-def _to_try(mode: str, rates: tuple[Rates, ...], chosen: Mapping[str, Rates]) -> Iterator[tuple[int, Rates]]:
-    """All rates until one was chosen, then that one."""
-    for index, rate in enumerate(rates):
-        if mode not in chosen or chosen[mode] == rate:
-            yield index, rate
-
-
 def _tuned(
-    small: Any, bench: OneShot, setting: Setting, mode: Any, rates: Rates, seed: int, windows: Tensor, held_out: Tensor
+    small: Any, bench: OneShot, setting: Setting, mode: Any, rates: Rates, steps: int, seed: int, windows: Tensor, held_out: Tensor
 ) -> Any:
     from tersor.finetuning import PVConfig, pv_tuning
 
     config = PVConfig(
-        mode=mode, steps=setting.steps, batch=setting.batch, learning_rate=setting.learning_rate, seed=seed,
-        check_every=max(setting.steps // 4, 1), **rates,
+        mode=mode, steps=steps, batch=setting.batch, learning_rate=setting.learning_rate, seed=seed,
+        check_every=max(steps // 4, 1), **rates,
     )  # fmt: skip
     return pv_tuning(small, bench.model, windows, config, held_out=held_out)
 
