@@ -9,6 +9,8 @@ import tersor
 from tersor.errors import InvalidArgument
 from tersor.models import load
 from tersor.pipeline.job import Job
+from tersor.pipeline.progress import Silent, Timed
+from tersor.pipeline.reporting import make_report
 
 
 def test_the_written_file_is_within_one_per_cent_below_the_budget(stories, recipe, tmp_path):
@@ -57,6 +59,16 @@ def test_a_result_that_saves_nothing_is_warned_of(stories, method, options, save
     report = tersor.compress(stories, method, **options).report
     assert any(warning.startswith("nothing was saved") for warning in report.warnings) == (not saved)
     assert (report.rows[-1].nbytes < report.rows[0].nbytes) == saved
+
+
+def test_a_resumed_search_says_what_its_counters_leave_out(stories, recipe, tmp_path):
+    def report_of(job):
+        found = job.search(job.budget)
+        return make_report(job, found, job.assemble(found.choices), Timed(Silent()))
+
+    first, second = (report_of(Job(stories, recipe, tmp_path / "out")) for _ in range(2))
+    assert [any("earlier process" in warning for warning in report.warnings) for report in (first, second)] == [False, True]
+    assert second.counters["evaluations"] < first.counters["evaluations"]
 
 
 def test_prefix_reuse_changes_no_value(stories, recipe, tmp_path):

@@ -56,6 +56,9 @@ class Job:
         on: Where to run; see :func:`tersor.compress`.
         restart: Throw away the state of an earlier run.
         progress: Receives stages and steps.
+
+    Attributes:
+        resumed: Whether the last search went on from a state that it found.
     """
 
     model: Model
@@ -64,6 +67,7 @@ class Job:
     on: str | None = None
     restart: bool = False
     progress: Progress = field(default_factory=Silent)
+    resumed: bool = field(default=False, init=False)
 
     @cached_property
     def budget(self) -> int | None:
@@ -159,7 +163,9 @@ class Job:
         problem = self.problem(self.budget if budget is None else budget)
         measured = self.texts.search is not None and any(len(unit.costs) > 1 for unit in problem.units)
         fitness = self.fitness if measured and chosen.measures else None
-        return fill_up(problem, allocate(problem, chosen, fitness, state or self.run.search_state, self.progress))
+        kept = state or self.run.search_state
+        self.resumed = kept.is_file()
+        return fill_up(problem, allocate(problem, chosen, fitness, kept, self.progress))
 
     @property
     def counters(self) -> dict[str, int]:

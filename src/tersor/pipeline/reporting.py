@@ -96,6 +96,8 @@ def _warnings(job: Job, layers: list[LayerRow], rows: list[ReportRow]) -> list[s
     if rows[-1].nbytes >= rows[0].nbytes:
         sizes = f"the result takes {rows[-1].nbytes} bytes, the original in 16 bits {rows[0].nbytes}"
         warnings.append(f"nothing was saved: {sizes}; take fewer bits, larger groups or smaller codebooks")
+    if job.resumed and job.counters:
+        warnings.append("the search went on from an earlier process: the counters beneath it are of the last process alone")
     damped = [row.name for row in layers if row.damping is not None and row.damping > MUCH_DAMPING]
     if damped:
         warnings.append(f"{len(damped)} layers needed more than {MUCH_DAMPING} damping, {damped[0]} first; more calibration text may help")
