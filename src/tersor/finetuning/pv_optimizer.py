@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tersor.errors import InvalidArgument
-from tersor.finetuning.pv_tuning import PVConfig, _Job
+from tersor.finetuning.pv_tuning import PVConfig, _Job, loss_and_logits
 from tersor.models import Model
 
 
@@ -133,13 +132,5 @@ class TowardsOriginal(nn.Module):
             input_ids: Tokens ``[n, length]``.
             labels: Not used: the original says what is right.
         """
-        with torch.no_grad():
-            target = _logits(self._teacher[0].module, input_ids).flatten(0, 1).log_softmax(-1)
-        logits = _logits(self.student, input_ids)
-        loss = F.kl_div(logits.flatten(0, 1).log_softmax(-1), target, reduction="batchmean", log_target=True)
+        loss, logits = loss_and_logits(self.student, self._teacher[0].module, input_ids)
         return {"loss": loss, "logits": logits}
-
-
-def _logits(module: Any, tokens: Tensor) -> Tensor:
-    logits: Tensor = module(tokens, use_cache=False).logits
-    return logits.float()

@@ -321,15 +321,20 @@ class _Job:
 
 def divergence(student: Model, teacher: Model, tokens: Tensor) -> Tensor:
     """KL divergence of the student from the teacher in nats a token, on windows ``[n, length]``; differentiable in the student."""
+    return loss_and_logits(student.module, teacher.module, tokens)[0]
+
+
+def loss_and_logits(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`divergence`, and the student's logits ``[n, length, vocabulary]``."""
+
+    def logits_of(module: Any) -> Tensor:
+        logits: Tensor = module(tokens, use_cache=False).logits
+        return logits.float()
+
     with torch.no_grad():
-        target = _logits(teacher, tokens).log_softmax(-1)
-    return F.kl_div(_logits(student, tokens).log_softmax(-1), target, reduction="batchmean", log_target=True)
-
-
-def _logits(model: Model, tokens: Tensor) -> Tensor:
-    output: Any = model.module(tokens, use_cache=False)
-    logits: Tensor = output.logits
-    return logits.flatten(0, 1).float()
+        target = logits_of(teacher).flatten(0, 1).log_softmax(-1)
+    logits = logits_of(student)
+    return F.kl_div(logits.flatten(0, 1).log_softmax(-1), target, reduction="batchmean", log_target=True), logits
 
 
 def _norms(student: nn.Module, small: nn.Module) -> dict[str, nn.Parameter]:
