@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from tersor.errors import InvalidArgument
 from tersor.kvcache.config import GearConfig
 from tersor.kvcache.eviction import EvictionLayer, Policy
-from tersor.kvcache.layer import GearLayer
+from tersor.kvcache.layer import GearLayer, new_scratch
 
 # What `make_cache` takes, and how each differs from GEAR.
 KINDS: dict[str, dict[str, Any]] = {
@@ -89,7 +89,9 @@ class GearCache(MeasuredCache):
 
     def __init__(self, config: Any, gear: GearConfig | None = None) -> None:
         self.gear = gear or GearConfig()
-        super().__init__(config, [GearLayer(self.gear) for _ in range(_full_attention_layers(config, type(self).__name__))])
+        scratch = new_scratch()
+        count = _full_attention_layers(config, type(self).__name__)
+        super().__init__(config, [GearLayer(self.gear, scratch) for _ in range(count)])
 
 
 class KiviCache(GearCache):

@@ -12,6 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from tersor.errors import InvalidArgument, TersorError
 from tersor.kvcache.config import GearConfig
+from tersor.kvcache.scratch import Scratch
 from tersor.kvcache.segments import Segments, Side
 
 # Tokens that are stored and read back together. More would be a little faster, but what grows without end leaves holes behind that the
@@ -23,6 +24,10 @@ _SIDES: tuple[Side, Side] = ("keys", "values")
 class GearLayer(CacheLayerMixin):
     """The keys and values of one layer: compressed segments, and the last tokens as they are.
 
+    Args:
+        config: How it is compressed.
+        scratch: What keys and values are read back into, shared with the other layers of a model.
+
     Attributes:
         keys: The last tokens, in full precision ``[batch, heads, tokens, width]``.
         values: The same.
@@ -33,11 +38,12 @@ class GearLayer(CacheLayerMixin):
     is_compileable = False
     is_croppable = False
 
-    def __init__(self, config: GearConfig) -> None:
+    def __init__(self, config: GearConfig, scratch: dict[Side, Scratch] | None = None) -> None:
         super().__init__()
         self.keys: Any = None
         self.values: Any = None
         self.config = config
+        self._scratch = new_scratch() if scratch is None else scratch
         self.segments: dict[Side, list[Segments]] = {side: [] for side in _SIDES}
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -67,7 +73,10 @@ class GearLayer(CacheLayerMixin):
         ready = self.keys.shape[2] // self.config.buffer_tokens * self.config.buffer_tokens
         if ready:
             self._compress(ready, self.config.rank_prefill if first else self.config.rank_decode)
-        keys, values = (_full(*held, states) for held, states in zip(before, (key_states, value_states), strict=True))
+        keys, values = (
+            _full(*held, states, self._scratch[side])
+            for side, held, states in zip(_SIDES, before, (key_states, value_states), strict=True)
+        )
         return keys, values
 
     def get_seq_length(self) -> int:
@@ -155,12 +164,17 @@ class GearLayer(CacheLayerMixin):
             self.segments = {side: [segments.map(change) for segments in held] for side, held in self.segments.items()}
 
 
-def _full(segments: list[Segments], buffer: Tensor, states: Tensor) -> Tensor:
-    """All tokens so far and ``states`` after them, in memory of their own that lives as long as the caller holds it."""
+def new_scratch() -> dict[Side, Scratch]:
+    """Memory for what is read back, which layers that run one after another may share."""
+    return {side: Scratch() for side in _SIDES}
+
+
+def _full(segments: list[Segments], buffer: Tensor, states: Tensor, scratch: Scratch) -> Tensor:
+    """All tokens so far and ``states`` after them, in memory that is theirs as long as the caller holds it."""
     done = sum(each.count * each.tokens for each in segments)
     if done + buffer.shape[2] == 0:
         return states
-    full = states.new_empty((*states.shape[:2], done + buffer.shape[2] + states.shape[2], states.shape[3]))
+    full = scratch.empty((*states.shape[:2], done + buffer.shape[2] + states.shape[2], states.shape[3]), states)
     start = 0
     for each in segments:
         end = start + each.count * each.tokens
