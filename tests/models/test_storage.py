@@ -83,6 +83,20 @@ def test_the_file_is_the_one_that_safetensors_would_write(tiny: SimpleNamespace,
     assert file.read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
+def test_transformers_may_tie_what_is_compressed(tiny: SimpleNamespace, tmp_path: Path):
+    """Harnesses and trainers ask every model to tie its weights; a compressed table has no parameter to be found."""
+    model = tiny.model("llama")
+    table = next(iter(model.embeddings()))
+    model.replace(table, tiny.rounded(model.matrix(table)))
+    model.save(tmp_path / "small")
+    tokens = torch.arange(6)[None]
+    wanted = model.module(tokens).logits
+    for each in (model, model.copy(), load(tmp_path / "small")):
+        each.module.tie_weights()
+        assert torch.equal(each.module(tokens).logits, wanted)
+        assert each.tied
+
+
 def test_a_tied_table_is_stored_once(tiny: SimpleNamespace, tmp_path: Path):
     model = tiny.model("llama")
     model.save(tmp_path / "dense")

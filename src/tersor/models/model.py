@@ -138,6 +138,7 @@ class Model:
         self._put(name, _with_weight(layer, weight))
         if head is not None and isinstance(layer, (nn.Embedding, CompressedEmbedding)):
             self._put(head, _with_weight(self.module.get_submodule(head), weight))
+            keep_ties(self.module)
 
     def weights(self) -> dict[str, CompressedWeight]:
         """The compressed weights by layer name; a tied table once, under the name of the embedding."""
@@ -277,6 +278,18 @@ def is_tied(module: nn.Module) -> bool:
     """Whether the output head multiplies by the very tensor of the token embedding."""
     head, table = output_head(module), token_table(module)
     return head is not None and table is not None and head is not table and getattr(head, "weight", None) is getattr(table, "weight", head)
+
+
+def keep_ties(module: nn.Module) -> None:
+    """Let the ``tie_weights`` of transformers, which harnesses and trainers call, leave a table alone whose one weight both layers hold.
+
+    It looks for a parameter that a compressed table does not have.
+    """
+    module.tie_weights = _tied_already  # type: ignore[assignment]
+
+
+def _tied_already(*_: Any, **__: Any) -> None:
+    pass
 
 
 def name_of(module: nn.Module, layer: nn.Module | None) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tersor.errors import CorruptFile, InvalidArgument
 from tersor.models.huggingface import first_line, load_tokenizer, read_config, skeleton
-from tersor.models.model import Model, is_linear
+from tersor.models.model import Model, is_linear, keep_ties
 from tersor.models.storage import CONFIG, DESCRIPTION, FORMAT, TENSORS, description_checksum
 from tersor.models.tensorfile import file_sha256, read_header
 from tersor.weights.base import CompressedWeight, check_state, weight_from_config
@@ -110,6 +110,7 @@ def _put_compressed(module: nn.Module, weights: dict[str, Any], tensors: dict[st
             if source is None or source.shape != dense_shape(layer):
                 raise CorruptFile(f"{path}: layer {name} is tied to {config['tied_to']!r}, which holds no weight of its shape")
             weight = source
+            keep_ties(module)
         else:
             with torch.device("meta"):
                 weight = weight_from_config(config)
