@@ -87,7 +87,9 @@ def test_a_search_counts_candidates_prefixes_and_sensitivities():
     search = {"tokens": 1024, "generations": 10, "offspring": 6, "stages": [[2, 128], [1, 256]], "initial": "fittest"}
     recipe = parse_recipe({**levels, "search": search, "calibration": {"text": "some file"}})
     parts = probing.Probe(walk=0.0, plain=0.0, original=0.0, head=1.0, step=0.0, inputs=(), fitting=0.0)
-    expected = 1024 + 10 * ((6 / 2 + 1) * 128 + (2 / 2 + 1) * 256) + (14 / 2 + 1) * 128
+    searched = 10 * ((6 / 2 + 1) * 128 + (2 / 2 + 1) * 256)
+    # The original, every layer alone, two starts and in the end all three again: on all tokens, of which there are few.
+    expected = 1024 + (14 / 2 + 1) * 1024 + 2 * 1024 + searched + 3 * 1024
     assert probing.predicted_seconds(build(), recipe, parts, units=14) == expected
 
 

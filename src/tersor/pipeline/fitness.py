@@ -19,6 +19,7 @@ from tersor.models.model import output_head
 from tersor.pipeline.levels import LevelDatabase
 from tersor.weights.modules import bias_of, set_matrix, set_offset
 
+AT_ONCE = 1024  # tokens that are run together, whose logits are held
 CHUNK = 64  # positions whose vocabulary-wide probabilities are worked on at once: they stay in the cache
 
 
@@ -188,7 +189,11 @@ class KLFitness:
     def __call__(self, candidates: Sequence[Choices], *, parent: Choices, tokens: int, seed: int) -> list[float]:
         """Divergence of every candidate on the same minibatch; see :class:`tersor.allocation.Fitness`."""
         totals = [0.0] * len(candidates)
-        for rows, length in self.minibatch(tokens, seed):
+        parts = [
+            (rows[first : first + max(1, AT_ONCE // length)], length)
+            for rows, length in self.minibatch(tokens, seed) for first in range(0, len(rows), max(1, AT_ONCE // length))
+        ]  # fmt: skip
+        for rows, length in parts:
             batch = self.tokens[rows, :length]
             if self._reuse:
                 self._apply(parent)

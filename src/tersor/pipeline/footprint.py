@@ -8,6 +8,7 @@ from tersor.models import Model
 from tersor.models.blocks import find_blocks
 from tersor.pipeline.calibrate import SPILL_ABOVE, Plan, hidden_bytes
 from tersor.pipeline.dtypes import fast_dtype
+from tersor.pipeline.fitness import AT_ONCE
 from tersor.pipeline.probing import key_value_width, sampled_sequences
 from tersor.pipeline.recipe import Recipe
 from tersor.pipeline.texts import SAMPLED_AT_ONCE, needed_tokens
@@ -58,8 +59,8 @@ def _fitting(model: Model, plan: Plan, recipe: Recipe, inputs: tuple[int, ...], 
     sets = 2 if held_out else 1
     statistics = sets * 8 * sum(width**2 for width in inputs)
     hidden = hidden_bytes(model, recipe)
-    # The original's block, and of every layer what it lacks, with moments of the inputs and their factors.
-    beside = (fast + 8) * block + 2 * 8 * sum(width**2 for width in inputs) if recipe.correction else 0
+    # The original's block, and of every layer what it lacks, with moments of the inputs and the widest's factor.
+    beside = (fast + 4) * block + 8 * (sum(width**2 for width in inputs) + max(inputs) ** 2) if recipe.correction else 0
     batch = recipe.calibration.batch_size * min(recipe.calibration.context, model.max_context)
     # Observing: activations of a batch, the widest in float32, its product and the mean. Fitting: the factor and a layer of a block.
     observing = batch * (fast * 2 * sum(inputs) + 4 * max(inputs)) + (4 + 8) * max(inputs) ** 2
@@ -77,7 +78,7 @@ def _searching(model: Model, plan: Plan, recipe: Recipe) -> int:
     search = needed_tokens(recipe)[2]
     if not search:
         return 0
-    minibatch, fast = max(tokens for _, tokens in recipe.search.stages), fast_dtype().itemsize
+    minibatch, fast = min(search, max(AT_ONCE, min(recipe.calibration.context, model.max_context))), fast_dtype().itemsize
     weights = {name: math.prod(model.shape(name)) for name in plan.choices}
     dense = min(_DENSE_LEVELS, sum(fast * weights[name] * len(choices) for name, choices in plan.choices.items()))
     prefix = fast * minibatch * model.hidden_size * len(find_blocks(model.module))

@@ -19,6 +19,7 @@ from tersor.models import Model
 from tersor.models.blocks import BlockWalk, find_blocks
 from tersor.models.casting import converted, lean_copy
 from tersor.models.structure import run_block
+from tersor.pipeline.allocate import sensitivity_tokens
 from tersor.pipeline.calibrate import LevelChoice, Plan, fit_levels
 from tersor.pipeline.dtypes import fast_dtype
 from tersor.pipeline.recipe import Recipe
@@ -106,8 +107,9 @@ def predicted_seconds(model: Model, recipe: Recipe, parts: Probe, units: int) ->
         candidates = [recipe.search.offspring, *(survivors for survivors, _ in stages)]
         # A candidate begins at its first change, halfway on average; the parent's prefix is computed for each minibatch.
         generation = sum((n / 2 + 1) * tokens for n, (_, tokens) in zip(candidates, stages, strict=False))
-        sensitivities = (units / 2 + 1) * min(tokens for _, tokens in stages) if recipe.search.initial == "fittest" else 0
-        judged += token * (recipe.search.generations * generation + sensitivities)
+        sensitivities = (units / 2 + 1) * sensitivity_tokens(recipe.search) if recipe.search.initial == "fittest" else 0
+        chosen = 5 * search if sensitivities else 0  # of two starts, and of the end and those
+        judged += token * (recipe.search.generations * generation + sensitivities + chosen)
     evaluated = 3 * recipe.evaluation.tokens * (blocks * parts.original + parts.head)
     return sampled + walked + parts.fitting + judged + evaluated
 

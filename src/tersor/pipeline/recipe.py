@@ -66,7 +66,7 @@ class Search(_Strict):
     method: SearchName = "evopress"
     generations: Annotated[int, Field(ge=0, le=100_000)] = 30
     offspring: Annotated[int, Field(ge=1, le=4096)] = 12
-    stages: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = ((3, 256), (1, 1024))
+    stages: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = ((3, 256), (1, 2048))
     tokens: Annotated[int, Field(ge=64)] = 8192
     groups: Literal["size", "name", "none"] = "none"
     initial: Literal["fittest", "uniform", "knapsack", "random"] = "fittest"
@@ -80,7 +80,7 @@ class Search(_Strict):
     @model_validator(mode="after")
     def _stages(self) -> Search:
         if not self.stages or self.stages[-1][0] != 1:
-            raise ValueError("stages must end with one survivor, for example [[3, 256], [1, 1024]]")
+            raise ValueError("stages must end with one survivor, for example [[3, 256], [1, 2048]]")
         largest = max(tokens for _, tokens in self.stages)
         if self.method in ("evopress", "sparse") and largest > self.tokens:
             raise ValueError(f"a stage asks for {largest} tokens but tokens is {self.tokens}")
