@@ -61,6 +61,16 @@ def test_the_search_judges_the_model_that_is_assembled(method, scene):
     assert judged[1] == pytest.approx(0, abs=1e-5)
 
 
+def test_tokens_in_pieces_are_judged_as_all_at_once(scene, monkeypatch):
+    menus = scene.job.menu.levels
+    start, other = (tuple(_index(menu, name) for menu in menus) for name in ("keep", "rtn"))
+    judged = []
+    for at_once in (1, 200, 1 << 20):
+        monkeypatch.setattr("tersor.pipeline.fitness.AT_ONCE", at_once)
+        judged += scene.judge([other], parent=start, tokens=scene.tokens.numel(), seed=0)
+    assert judged == pytest.approx([judged[0]] * 3, rel=1e-5)
+
+
 def test_a_centred_level_brings_its_bias_also_where_it_is_the_tied_head(scene):
     menus = scene.job.menu.levels
     choices = tuple(_index(menu, "lord") for menu in menus)

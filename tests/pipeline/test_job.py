@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import tersor
+from tersor.allocation import fill
+from tersor.allocation.problem import make_allocation
 from tersor.errors import InvalidArgument
 from tersor.models import load
 from tersor.pipeline.job import Job
@@ -69,6 +71,20 @@ def test_a_resumed_search_says_what_its_counters_leave_out(stories, recipe, tmp_
     first, second = (report_of(Job(stories, recipe, tmp_path / "out")) for _ in range(2))
     assert [any("earlier process" in warning for warning in report.warnings) for report in (first, second)] == [False, True]
     assert second.counters["evaluations"] < first.counters["evaluations"]
+
+
+def test_a_search_never_ends_behind_what_it_started_from(stories, recipe, tmp_path, monkeypatch):
+    def astray(problem, fitness, **_):
+        cheapest = [min(range(len(unit.costs)), key=unit.costs.__getitem__) for unit in problem.units]
+        return make_allocation(problem, cheapest, "evopress")
+
+    monkeypatch.setattr("tersor.pipeline.allocate.evopress", astray)
+    job = Job(stories, recipe, tmp_path / "out")
+    found, problem = job.search(job.budget), job.problem(job.budget)
+    uniform = fill(problem, job.uniform(job.budget))
+    assert problem.cost(found.choices) == found.cost <= problem.budget
+    values = job.judge([found.choices, uniform], parent=uniform, tokens=job.judge.available_tokens, seed=0)
+    assert values[0] <= values[1]
 
 
 def test_prefix_reuse_changes_no_value(stories, recipe, tmp_path):

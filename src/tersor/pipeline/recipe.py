@@ -59,7 +59,8 @@ class Search(_Strict):
         tokens: Tokens of calibration text set aside for the search, never used to fit a layer.
         stages: ``(survivors, tokens)`` of each selection stage; the last must leave one survivor.
         groups: Layers between which evopress moves bytes: of equal ``size``, of equal ``name``, or any (``none``).
-        initial: Where evopress starts; ``fittest`` is the better of uniform and knapsack on the search tokens.
+        initial: Where evopress starts. ``fittest`` is the better of uniform and a knapsack that weighs each layer by what it costs alone,
+            and the end of the search is held against both, on all search tokens.
         seed: Of the search.
     """
 
