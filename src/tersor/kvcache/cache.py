@@ -51,7 +51,10 @@ class MeasuredCache(Cache):
         return made
 
     def nbytes(self) -> int:
-        """Bytes of all stored tensors: codes, scales, factors, outliers and the tokens in full precision."""
+        """Bytes of all stored tensors: codes, scales, factors, outliers and the tokens in full precision.
+
+        The memory that one layer at a time is read back into is left out.
+        """
         return sum(layer.nbytes() for layer in self.layers)
 
     def compression_ratio(self) -> float:
