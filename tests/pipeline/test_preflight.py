@@ -88,8 +88,8 @@ def test_a_search_counts_candidates_prefixes_and_sensitivities():
     recipe = parse_recipe({**levels, "search": search, "calibration": {"text": "some file"}})
     parts = probing.Probe(walk=0.0, plain=0.0, original=0.0, head=1.0, step=0.0, inputs=(), fitting=0.0)
     searched = 10 * ((6 / 2 + 1) * 128 + (2 / 2 + 1) * 256)
-    # The original, every layer alone, two starts and in the end all three again: on all tokens, of which there are few.
-    expected = 1024 + (14 / 2 + 1) * 1024 + 2 * 1024 + searched + 3 * 1024
+    # The original, every layer alone, two starts and the end: on all tokens, of which there are few.
+    expected = 1024 + (14 / 2 + 1) * 1024 + 2 * 1024 + searched + 1024
     assert probing.predicted_seconds(build(), recipe, parts, units=14) == expected
 
 

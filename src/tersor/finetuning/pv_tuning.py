@@ -17,6 +17,7 @@ from tersor.finetuning.adaptive import Adaptive
 from tersor.finetuning.discrete import DiscreteWeight, check_tunable, move
 from tersor.layerwise.checking import check_choice, check_integer, check_number
 from tersor.models import Model
+from tersor.models.structure import logits_of
 from tersor.weights.modules import set_matrix
 
 Mode = Literal["pv", "p", "straight_through"]
@@ -326,14 +327,9 @@ def divergence(student: Model, teacher: Model, tokens: Tensor) -> Tensor:
 
 def loss_and_logits(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`divergence`, and the student's logits ``[n, length, vocabulary]``."""
-
-    def logits_of(module: Any) -> Tensor:
-        logits: Tensor = module(tokens, use_cache=False).logits
-        return logits.float()
-
     with torch.no_grad():
-        target = logits_of(teacher).flatten(0, 1).log_softmax(-1)
-    logits = logits_of(student)
+        target = logits_of(teacher(tokens, use_cache=False)).flatten(0, 1).float().log_softmax(-1)
+    logits = logits_of(student(tokens, use_cache=False)).float()
     return F.kl_div(logits.flatten(0, 1).log_softmax(-1), target, reduction="batchmean", log_target=True), logits
 
 

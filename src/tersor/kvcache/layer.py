@@ -15,8 +15,8 @@ from tersor.kvcache.config import GearConfig
 from tersor.kvcache.scratch import Scratch
 from tersor.kvcache.segments import Segments, Side
 
-# Tokens that are stored and read back together. More would be a little faster, but what grows without end leaves holes behind that the
-# allocator cannot use again, and reading it back takes as much again.
+# Tokens that are stored and read back together: what grows without end leaves holes behind that the allocator cannot use again, and
+# reading it back takes as much again.
 _TOGETHER = 1024
 _SIDES: tuple[Side, Side] = ("keys", "values")
 

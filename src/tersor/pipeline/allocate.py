@@ -21,7 +21,7 @@ from tersor.weights.zero import ZeroWeight
 if TYPE_CHECKING:
     from tersor.allocation.problem import Choices, Fitness
 
-# On fewer, what each layer is worth drowns in noise: on 256 the knapsack of SmolLM2 at 3.6 bits ends a hundredth higher in divergence.
+# On fewer, what each layer is worth drowns in noise.
 SENSITIVITY_TOKENS = 1024
 
 
@@ -135,14 +135,16 @@ def allocate(problem: Problem, search: Search, fitness: Fitness | None, state: P
             progress.advance(note=f"KL {value:.4f}")
 
         starts = [fill(problem, ALLOCATORS["uniform"](problem).choices), lgreco(problem).choices] if search.initial == "fittest" else []
-        initial: Any = _fittest(starts, search, fitness) if starts else search.initial
+        reached = _judged(starts, search, fitness)
+        initial: Any = starts[reached.index(min(reached))] if starts else search.initial
         found = evopress(
             problem, fitness, generations=search.generations, offspring=search.offspring, stages=search.stages, seed=search.seed,
             groups=search.groups, initial=initial, state_path=state, progress=shown,
         )
         # A step is taken on the minibatch that it was chosen by: all tokens tell whether the steps together led anywhere.
-        best = _fittest([found.choices, *starts], search, fitness) if starts else found.choices
-        return found if best == found.choices else replace(found, choices=best, cost=problem.cost(best), error=problem.error(best))
+        if not starts or _judged([found.choices], search, fitness)[0] <= min(reached):
+            return found
+        return replace(found, choices=initial, cost=problem.cost(initial), error=problem.error(initial), fitness=min(reached))
     progress.start("searching", 1)
     if search.method == "random":
         found = ALLOCATORS["random"](problem, fitness=fitness, n=search.offspring, seed=search.seed, tokens=search.stages[-1][1])
@@ -183,11 +185,10 @@ def _weighed(problem: Problem, search: Search, fitness: Fitness, path: Path, pro
     return weighed
 
 
-def _fittest(candidates: list[Choices], search: Search, fitness: Fitness) -> Choices:
-    """The best of ``candidates`` on all tokens that are set aside for the search, the first of equals."""
+def _judged(candidates: list[Choices], search: Search, fitness: Fitness) -> list[float]:
+    """The fitness of ``candidates`` on all tokens that are set aside for the search."""
     tokens = min(search.tokens, getattr(fitness, "available_tokens", search.tokens))
-    values = fitness(candidates, parent=candidates[0], tokens=tokens, seed=search.seed)
-    return candidates[min(range(len(candidates)), key=values.__getitem__)]
+    return list(fitness(candidates, parent=candidates[0], tokens=tokens, seed=search.seed)) if candidates else []
 
 
 def fill_up(problem: Problem, allocation: Allocation) -> Allocation:

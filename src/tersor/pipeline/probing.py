@@ -108,7 +108,7 @@ def predicted_seconds(model: Model, recipe: Recipe, parts: Probe, units: int) ->
         # A candidate begins at its first change, halfway on average; the parent's prefix is computed for each minibatch.
         generation = sum((n / 2 + 1) * tokens for n, (_, tokens) in zip(candidates, stages, strict=False))
         sensitivities = (units / 2 + 1) * sensitivity_tokens(recipe.search) if recipe.search.initial == "fittest" else 0
-        chosen = 5 * search if sensitivities else 0  # of two starts, and of the end and those
+        chosen = 3 * search if sensitivities else 0  # two starts and the end
         judged += token * (recipe.search.generations * generation + sensitivities + chosen)
     evaluated = 3 * recipe.evaluation.tokens * (blocks * parts.original + parts.head)
     return sampled + walked + parts.fitting + judged + evaluated
