@@ -70,7 +70,7 @@ class LagObserver:
             mine: The compressed model's hidden states.
             theirs: The original's.
             observer: Gathers the statistics of the inputs meanwhile, under names in the model.
-            streams: From :meth:`streams` on a block of the same make.
+            streams: From :func:`find_streams` on a block of the same make.
 
         Returns:
             The lag of each linear layer by its name in the model. An expert has none.
@@ -128,12 +128,15 @@ class LagObserver:
     def _add(self, name: str, leader: str, inputs: Tensor, lag: Tensor, counts: Tensor, is_first: bool) -> None:
         rows, lost = inputs.reshape(-1, inputs.shape[-1]).float(), lag.reshape(-1, lag.shape[-1]).float()
         weighted = counts.unsqueeze(1) * rows
+        if name not in self._cross:
+            self._leader[name] = leader
+            # In float32, as its products are: what it is solved for is a fraction of a change, not a factorisation.
+            self._cross[name] = torch.zeros(rows.shape[1], lost.shape[1])
+        self._cross[name].addmm_(weighted.T, lost)
         if is_first:
-            zeros = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
-            self._moments.setdefault(leader, _Moments(zeros)).add(weighted, rows, counts)
-        self._leader[name] = leader
-        # In float32, as its products are: what it is solved for is a fraction of a change, not a factorisation.
-        self._cross.setdefault(name, torch.zeros(rows.shape[1], lost.shape[1])).addmm_(weighted.T, lost)
+            if leader not in self._moments:
+                self._moments[leader] = _Moments(torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64))
+            self._moments[leader].add(weighted, rows, counts)
 
     def _solved(self) -> dict[str, Lag]:
         solved: dict[str, Lag] = {}
