@@ -10,36 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersor import layerwise
 from tersor.errors import InvalidArgument
 from tersor.finetuning import PVConfig, PVOptimizer, TowardsOriginal, pv_tuning
 from tersor.models import Model
 
 CONFIG = PVConfig(steps=6, batch=4, learning_rate=1e-3, code_learning_rate=0.2, max_code_change=0.05, trust_ratio=0.1)
-MADE = {"grid": ("rtn", {"bits": 2, "group_size": 8}), "codebooks": ("additive_codebooks", {"bits": 4, "group_size": 4})}
 
 
-@pytest.fixture(scope="module")
-def teacher() -> Model:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.15,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Model(LlamaForCausalLM(config))
-
-
-@pytest.fixture(scope="module", params=list(MADE))
-def small(request: pytest.FixtureRequest, teacher: Model) -> Model:
-    method, options = MADE[request.param]
-    made = teacher.copy()
-    for name in teacher.linears():
-        stats = layerwise.LayerStats.identity(teacher.shape(name)[1])
-        made.replace(name, layerwise.find_method(method).function(teacher.matrix(name), stats, **options))
-    return made
+@pytest.fixture(scope="module", params=["grid", "codebooks"])
+def small(request: pytest.FixtureRequest, made: Callable[[str], Model]) -> Model:
+    return made(request.param)
 
 
 WINDOWS = torch.randint(64, (16, 24), generator=torch.Generator().manual_seed(1))

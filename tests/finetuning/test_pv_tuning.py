@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersor import layerwise
 from tersor.errors import CorruptFile, InvalidArgument
 from tersor.finetuning import PVConfig, pv_tuning
 from tersor.finetuning.pv_tuning import divergence
 from tersor.models import Model
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Model:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.15,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Model(LlamaForCausalLM(config))
-
-
-@pytest.fixture(scope="module")
-def windows() -> Tensor:
-    return torch.randint(64, (24, 32), generator=torch.Generator().manual_seed(1))
-
-
-def compressed(teacher: Model, method: str = "rtn", **options: Any) -> Model:
-    small = teacher.copy()
-    for name in teacher.linears():
-        stats = layerwise.LayerStats.identity(teacher.shape(name)[1])
-        small.replace(name, layerwise.find_method(method).function(teacher.matrix(name), stats, **options))
-    return small
 
 
 @torch.no_grad()
@@ -47,18 +21,14 @@ def kl(small: Model, teacher: Model, windows: Tensor) -> float:
     return float(divergence(small, teacher, windows))
 
 
-MADE = {
-    "codebooks": ("additive_codebooks", {"bits": 4, "group_size": 4}),
-    "grid": ("rtn", {"bits": 2, "group_size": 8}),
-    "mask": ("magnitude", {"sparsity": 0.6}),
-}
+Make = Callable[[str], Model]
+KINDS = ("codebooks", "grid", "mask")
 
 
 @pytest.mark.parametrize("mode", ["pv", "p", "straight_through"])
-@pytest.mark.parametrize("kind", list(MADE))
-def test_it_comes_closer_in_the_same_format(teacher: Model, windows: Tensor, kind: str, mode: Any):
-    method, options = MADE[kind]
-    small = compressed(teacher, method, **options)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_comes_closer_in_the_same_format(teacher: Model, windows: Tensor, made: Make, kind: str, mode: Any):
+    small = made(kind)
     config = PVConfig(mode=mode, steps=30, batch=6, learning_rate=3e-3, code_learning_rate=0.02, max_code_change=0.05, trust_ratio=0.05)
     tuned = pv_tuning(small, teacher, windows, config)
     assert kl(tuned.model, teacher, windows) < 0.8 * kl(small, teacher, windows)
@@ -70,24 +40,23 @@ def test_it_comes_closer_in_the_same_format(teacher: Model, windows: Tensor, kin
     assert kl(again.model, teacher, windows) == pytest.approx(kl(tuned.model, teacher, windows), abs=1e-6)
 
 
-def test_the_compressed_model_is_left_alone(teacher: Model, windows: Tensor):
-    small = compressed(teacher, bits=2, group_size=8)
+def test_the_compressed_model_is_left_alone(teacher: Model, windows: Tensor, made: Make):
+    small = made("grid")
     before, original = small.fingerprint(), teacher.fingerprint()
     pv_tuning(small, teacher, windows, PVConfig(steps=2))
     assert (small.fingerprint(), teacher.fingerprint()) == (before, original)
 
 
-def test_a_rate_below_the_first_boundary_shows_in_the_changes(teacher: Model, windows: Tensor):
-    small = compressed(teacher, bits=2, group_size=8)
+def test_a_rate_below_the_first_boundary_shows_in_the_changes(teacher: Model, windows: Tensor, made: Make):
+    small = made("grid")
     frozen = pv_tuning(small, teacher, windows, PVConfig(steps=3, code_learning_rate=1e-6, delta_decay=1.0))
     forced = pv_tuning(small, teacher, windows, PVConfig(steps=3, code_learning_rate=1e-6, delta_decay=1.0, force_update=True))
     assert sum(frozen.changes) == 0 < sum(forced.changes)
 
 
-@pytest.mark.parametrize("kind", list(MADE))
-def test_a_killed_run_goes_on_to_the_same_bits(teacher: Model, windows: Tensor, kind: str, tmp_path: Path):
-    method, options = MADE[kind]
-    small = compressed(teacher, method, **options)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_goes_on_to_the_same_bits(teacher: Model, windows: Tensor, made: Make, kind: str, tmp_path: Path):
+    small = made(kind)
     fixed: dict[str, Any] = {"batch": 4, "check_every": 3, "learning_rate": 1e-3, "code_learning_rate": 0.02}
     whole = pv_tuning(small, teacher, windows[8:], PVConfig(steps=9, **fixed), held_out=windows[:8])
 
@@ -105,8 +74,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(teacher: Model, windows: Tensor, 
     assert resumed.model.fingerprint() == whole.model.fingerprint()
 
 
-def test_the_best_step_on_held_out_windows_is_kept(teacher: Model, windows: Tensor):
-    small = compressed(teacher, bits=2, group_size=8)
+def test_the_best_step_on_held_out_windows_is_kept(teacher: Model, windows: Tensor, made: Make):
+    small = made("grid")
     # A rate far too high: later steps are worse than the first measurement.
     tuned = pv_tuning(small, teacher, windows[8:], PVConfig(steps=12, check_every=2, learning_rate=0.3, batch=4), held_out=windows[:8])
     step, loss = min(tuned.held_out, key=lambda pair: pair[1])
@@ -115,8 +84,8 @@ def test_the_best_step_on_held_out_windows_is_kept(teacher: Model, windows: Tens
     assert float(measured) == pytest.approx(loss, rel=1e-4)
 
 
-def test_a_checkpoint_of_another_job_or_a_damaged_one_is_refused(teacher: Model, windows: Tensor, tmp_path: Path):
-    small = compressed(teacher, bits=2, group_size=8)
+def test_a_checkpoint_of_another_job_or_a_damaged_one_is_refused(teacher: Model, windows: Tensor, made: Make, tmp_path: Path):
+    small = made("grid")
     file = tmp_path / "state.safetensors"
     pv_tuning(small, teacher, windows, PVConfig(steps=1), checkpoint=file)
     with pytest.raises(InvalidArgument, match=r"of another job \(other config\)"):
@@ -128,8 +97,8 @@ def test_a_checkpoint_of_another_job_or_a_damaged_one_is_refused(teacher: Model,
         pv_tuning(small, teacher, windows, PVConfig(steps=2), checkpoint=file)
 
 
-def test_bad_input_is_named(teacher: Model, windows: Tensor):
-    small = compressed(teacher, bits=2, group_size=8)
+def test_bad_input_is_named(teacher: Model, windows: Tensor, made: Make):
+    small = made("grid")
     with pytest.raises(InvalidArgument, match="no layer of the model can be tuned"):
         pv_tuning(teacher, teacher, windows)
     with pytest.raises(InvalidArgument, match="mode must be one of"):

@@ -210,6 +210,9 @@ def tune(
     mode: Annotated[Literal["pv", "p", "straight_through"], typer.Option(help="p leaves the codes alone.")] = "pv",
     batch: Annotated[int, typer.Option(help="Windows a step.")] = 2,
     context: Annotated[int, typer.Option(help="Tokens of a window.")] = 256,
+    pilot: Annotated[
+        int | None, typer.Option(min=0, help="Steps of each of three tunings that choose the rates; a fifth of --steps. 0: none.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of the windows.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -220,7 +223,8 @@ def tune(
 
     config = PVConfig(mode=mode, steps=steps, batch=batch, seed=seed)
     with bars() as progress:
-        tuned = run(model, reference, text, output, config=config, context=context, progress=progress)
+        short = steps // 5 if pilot is None else pilot
+        tuned = run(model, reference, text, output, config=config, context=context, pilot=short, progress=progress)
     show(f"{tuned}; written to {output}", as_json, {"output": str(output), **tuned.to_dict()})
 
 

@@ -33,7 +33,6 @@ class Setting:
         codebooks: Options of ``additive_codebooks``.
         grid: Options of ``gptq``.
         steps: Of every tuning.
-        pilot: Steps of each of the tunings that choose rates.
         batch: Windows a step.
         length: Tokens of a training window.
         learning_rate: Of the continuous values, in every mode.
@@ -44,7 +43,6 @@ class Setting:
     codebooks: Mapping[str, Any]
     grid: Mapping[str, Any]
     steps: int
-    pilot: int
     batch: int
     length: int
     learning_rate: float
@@ -53,16 +51,16 @@ class Setting:
 
 SMALL = Setting(
     Size("stories260k", 8192, 4096, 256, "tinystories", "tinystories.tail"), {"bits": 5, "group_size": 4},
-    {"bits": 2, "group_size": -1, "act_order": True}, 200, 60, 8, 128, 3e-3, SEEDS,
+    {"bits": 2, "group_size": -1, "act_order": True}, 200, 8, 128, 3e-3, SEEDS,
 )  # fmt: skip
 LARGE = Setting(
     Size("smollm2-135m", 16384, 8192, 512, "wikitext2.valid", "wikitext2.test"), {},
-    {"bits": 2, "group_size": 64, "act_order": True, "clip": "hessian"}, 60, 20, 1, 256, 1e-3, SEEDS[:1],
+    {"bits": 2, "group_size": 64, "act_order": True, "clip": "hessian"}, 60, 1, 256, 1e-3, SEEDS[:1],
 )  # fmt: skip
 QUICK_STEPS = 60
 HELD_OUT = 16  # training windows kept back to choose rates and the best step by
 
-# Rates of the codes to choose from, with the limits of a step.
+# Rates of the codes to choose from, with the limits of a step: each is tried in full, as one that leads early may fall behind.
 RATES: dict[str, tuple[Rates, ...]] = {
     "p": ({},),
     "pv": (
@@ -75,15 +73,14 @@ RATES: dict[str, tuple[Rates, ...]] = {
 
 
 def run(quick: bool) -> Result:
-    """Compress, choose every mode's rate on windows kept back, tune over seeds."""
-    settings = (replace(SMALL, steps=QUICK_STEPS, pilot=QUICK_STEPS // 3),) if quick else (SMALL, LARGE)
-    chosen: dict[str, Rates] = {}
+    """Compress, tune with every rate of every mode, and with the one that is best on windows kept back over seeds."""
+    settings = (replace(SMALL, steps=QUICK_STEPS),) if quick else (SMALL, LARGE)
+    chosen: dict[str, str] = {}
     rows = [row for setting in settings for row in measured(_rows(setting, chosen))]
     margins = {setting.size.model: _margin([row for row in rows if row["model"] == setting.size.model]) for setting in settings}
     notes = [f"{model}: margin {margin:.3f} against the best of the others" for model, margin in margins.items()]
-    notes += [f"{what}: {', '.join(f'{key} {value:g}' for key, value in rates.items())}" for what, rates in chosen.items()]
-    tried = ", ".join(f"{setting.pilot} of {setting.steps}" for setting in settings)
-    notes.append(f"rates were chosen on training windows kept back, by tunings of {tried} steps")
+    notes += [f"{what}: {how}" for what, how in chosen.items()]
+    notes.append("rates were chosen on training windows kept back, by whole tunings with the first seed")
     data = [part for setting in settings for part in (setting.size.model, setting.size.text, setting.size.held_out)]
     return Result(
         rows, "GPTQ at 2 bits, values alone, straight-through", min(margins.values()), settings[0].seeds, min(margins.values()) > 0, data,
@@ -96,7 +93,7 @@ def _margin(rows: list[Row]) -> float:
     return 1 - means.pop("codebooks, pv") / min(means.values())
 
 
-def _rows(setting: Setting, chosen: dict[str, Rates]) -> Iterator[Row]:
+def _rows(setting: Setting, chosen: dict[str, str]) -> Iterator[Row]:
     """One-shot rows, then every mode over the seeds; the rates of each go into ``chosen``."""
     from tersor.models import load
 
@@ -109,13 +106,14 @@ def _rows(setting: Setting, chosen: dict[str, Rates]) -> Iterator[Row]:
     small = bench.assembled(weights)
     tune = partial(_tuned, small, bench, setting, windows=windows, held_out=held_out)
     for mode, candidates in RATES.items():
-        rates = candidates[0]
+        tried = [tune(mode, rates, setting.seeds[0]) for rates in candidates]
+        losses = [min(loss for _, loss in tuned.held_out) for tuned in tried]
+        best = losses.index(min(losses))
         if len(candidates) > 1:
-            # Of the last step: one that has turned for the worse by then would lose more in a longer tuning.
-            losses = [tune(mode, rate, setting.pilot, setting.seeds[0]).held_out[-1][1] for rate in candidates]
-            rates = chosen[f"{setting.size.model}, {mode}"] = candidates[losses.index(min(losses))]
+            rates = ", ".join(f"{key} {value:g}" for key, value in candidates[best].items())
+            chosen[f"{setting.size.model}, {mode}"] = f"{rates} (of {', '.join(f'{loss:.3f}' for loss in losses)} nats)"
         for seed in setting.seeds:
-            tuned = tune(mode, rates, setting.steps, seed)
+            tuned = tried[best] if seed == setting.seeds[0] else tune(mode, candidates[best], seed)
             judged = bench.divergence(tuned.model)
             yield {
                 "model": setting.size.model, "method": f"codebooks, {mode}", "seed": seed,
@@ -125,14 +123,12 @@ def _rows(setting: Setting, chosen: dict[str, Rates]) -> Iterator[Row]:
             }  # fmt: skip
 
 
-def _tuned(
-    small: Any, bench: OneShot, setting: Setting, mode: Any, rates: Rates, steps: int, seed: int, windows: Tensor, held_out: Tensor
-) -> Any:
+def _tuned(small: Any, bench: OneShot, setting: Setting, mode: Any, rates: Rates, seed: int, windows: Tensor, held_out: Tensor) -> Any:
     from tersor.finetuning import PVConfig, pv_tuning
 
     config = PVConfig(
-        mode=mode, steps=steps, batch=setting.batch, learning_rate=setting.learning_rate, seed=seed,
-        check_every=max(steps // 4, 1), **rates,
+        mode=mode, steps=setting.steps, batch=setting.batch, learning_rate=setting.learning_rate, seed=seed,
+        check_every=setting.steps // 4, **rates,
     )  # fmt: skip
     return pv_tuning(small, bench.model, windows, config, held_out=held_out)
 
