@@ -158,6 +158,13 @@ def test_the_command_writes_a_folder_and_says_what_is_in_it(teacher_folder: Path
     assert isinstance(again.exception, InvalidArgument)
 
 
+def test_without_the_exporter_onnx_is_refused_before_any_work(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tersor.training.storage.find_spec", lambda name: None)
+    with pytest.raises(InvalidArgument, match="onnx is not installed; pip install"):
+        shrink(teacher_folder, tmp_path / "none.txt", 400_000, tmp_path / "out", onnx=True)
+    assert list(tmp_path.iterdir()) == [teacher_folder]
+
+
 def test_texts_and_pairs_are_read(tmp_path: Path):
     (tmp_path / "plain.txt").write_text("one\n\ntwo\n")
     assert read_texts(tmp_path / "plain.txt") == [("one",), ("two",)]

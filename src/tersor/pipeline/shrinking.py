@@ -13,6 +13,7 @@ from tersor.errors import CorruptFile, InvalidArgument
 from tersor.models.storage import check_target
 from tersor.pipeline.progress import Progress, Silent
 from tersor.training import Distillation, Shrunk, classifier, shrink_architecture
+from tersor.training.storage import require_onnx
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def shrink(
     """
     target, progress = Path(output), progress or Silent()
     check_target(target)
+    if onnx:
+        require_onnx()
     bound, examples = parse_budget(size), read_texts(texts)
     state = target.absolute().with_name(f".{target.name}.shrinking")
     stage, done = "", 0

@@ -26,10 +26,11 @@ def training_windows(model: Model, text: str, context: int, what: str) -> tuple[
     Raises:
         InvalidArgument: If the text is too short.
     """
-    windows = data.windows(model.encode(data.text(text)), context)
+    tokens = model.encode(data.text(text))
+    windows = data.windows(tokens, context)
     if windows.shape[0] < 2 * HELD_OUT:
         needed = 2 * HELD_OUT * context
-        raise InvalidArgument(f"the text {text} has {windows.numel()} tokens; {what} needs {needed}: give more text or a shorter context")
+        raise InvalidArgument(f"the text {text} has {tokens.numel()} tokens; {what} needs {needed}: give more text or a shorter context")
     return windows[:-HELD_OUT], windows[-HELD_OUT:]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,17 @@ def load_module(model: nn.Module, path: str | Path) -> nn.Module:
     return model
 
 
+def require_onnx() -> None:
+    """Refuse before any work what is to end as an ONNX file.
+
+    Raises:
+        InvalidArgument: If onnx, onnxscript, which the exporter needs, or onnxruntime is missing.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(package) is None:
+            raise InvalidArgument(f"{package} is not installed; pip install 'tersor[training]'")
+
+
 def export_onnx(model: nn.Module, example_inputs: tuple[Any, ...], path: str | Path) -> int:
     """Write ``model`` as ONNX with a batch of any size, and check that onnxruntime computes the same.
 
@@ -158,13 +170,11 @@ def export_onnx(model: nn.Module, example_inputs: tuple[Any, ...], path: str | P
         InvalidArgument: If onnx, onnxscript or onnxruntime is missing, or ``example_inputs`` do not run through the model.
         TersorError: If the model has no ONNX form, or what onnxruntime computes is not the same within 1e-3 relative.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401 - the exporter needs it
-    except ImportError as error:
-        raise InvalidArgument(f"{error.name} is not installed; pip install 'tersor[training]'") from None
+    require_onnx()
     from copy import deepcopy
+
+    import onnx
+    import onnxruntime
 
     dense = _densified(deepcopy(model)).eval()
     batch = torch.export.Dim.DYNAMIC
