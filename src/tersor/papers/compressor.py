@@ -60,8 +60,6 @@ SPACE = SearchSpace({
 })  # fmt: skip
 # Of two classes; a teacher below this knows too little to hand on.
 WORTH_LEARNING = 0.6
-# Rewritings of each function that the teacher is asked about; they cost no label.
-VARIANTS = 2
 PARTS = {"labelled": 0.15, "unlabelled": 0.55, "validation": 0.1, "test": 0.2}
 TEACHER, OURS, ANY_SHAPE, LABELS = "teacher", "searched, distilled", "random shape, distilled", "searched, labels alone"
 SHUFFLED, LSTM, COLD = "searched, shuffled answers", "BiLSTM, distilled", "searched, distilled at temperature 1"
@@ -70,14 +68,16 @@ STUDENTS = (OURS, ANY_SHAPE, LABELS, SHUFFLED, LSTM, COLD)
 
 @dataclass(frozen=True)
 class Effort:
-    """Functions, steps of every student, and functions of each part in which defects are looked for."""
+    """Functions, rewritings of each that the teacher is asked about, which cost no label, steps of every student, and functions of each
+    part in which defects are looked for."""
 
     functions: int
+    variants: int
     steps: int
     defects: int
 
 
-EFFORT = {False: Effort(1000, 300, 60), True: Effort(240, 50, 0)}
+EFFORT = {False: Effort(3000, 4, 600, 60), True: Effort(240, 2, 50, 0)}
 
 
 def run(quick: bool) -> Result:
@@ -87,7 +87,7 @@ def run(quick: bool) -> Result:
     functions = split_functions(library_functions(limit=effort.functions, docstrings=False), PARTS)
     rows: list[Row] = list(measured(_searches()))
     teacher = Teacher()
-    pairs = {name: clone_pairs(part, variants=VARIANTS if name == "unlabelled" else 1) for name, part in functions.items()}
+    pairs = {name: clone_pairs(part, variants=effort.variants if name == "unlabelled" else 1) for name, part in functions.items()}
     clones = Task("clones", pairs, teacher)
     found = genetic_search(SPACE, clones.cost, BOUND)
     rows += measured([clones.teacher_row()])
