@@ -28,7 +28,8 @@ def _start(recipe: Path, model: Path, output: Path) -> subprocess.Popen[bytes]:
 @pytest.fixture
 def recipe_file(small_recipe, tmp_path) -> Path:
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(small_recipe().model_dump(mode="json", exclude_none=True)))
+    recipe = small_recipe(finetuning={"steps": 6, "pilot": 2})
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
     return path
 
 

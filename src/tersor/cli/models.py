@@ -34,6 +34,7 @@ def compress(
     correction: Annotated[
         float | None, typer.Option(help="Share of what the blocks before have lost that a layer makes up for, 0 to 1.")
     ] = None,
+    tune: Annotated[int | None, typer.Option(help="Steps of training the result towards MODEL, in its format and size.")] = None,
     evaluation: Annotated[str | None, typer.Option(help="Text for the reported numbers; never the calibration text.")] = None,
     target: Annotated[str | None, typer.Option(help="Format to export to later: gguf, compressed-tensors, safetensors.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling and search.")] = None,
@@ -48,7 +49,7 @@ def compress(
 
     job = job_recipe(
         recipe, method=method, bits=bits, group_size=group_size, sparsity=sparsity, size=size, ratio=ratio, search=search,
-        calibration=calibration, correction=correction, evaluation=evaluation, target=target, seed=seed,
+        calibration=calibration, correction=correction, tune=tune, evaluation=evaluation, target=target, seed=seed,
         options=method_options(option or []),
     )  # fmt: skip
     with bars() as progress:
@@ -223,8 +224,7 @@ def tune(
 
     config = PVConfig(mode=mode, steps=steps, batch=batch, seed=seed)
     with bars() as progress:
-        short = steps // 5 if pilot is None else pilot
-        tuned = run(model, reference, text, output, config=config, context=context, pilot=short, progress=progress)
+        tuned = run(model, reference, text, output, config=config, context=context, pilot=pilot, progress=progress)
     show(f"{tuned}; written to {output}", as_json, {"output": str(output), **tuned.to_dict()})
 
 

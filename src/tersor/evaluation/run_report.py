@@ -22,7 +22,7 @@ class ReportRow:
     """One model of the comparison.
 
     Attributes:
-        name: ``original``, ``uniform`` or ``searched``.
+        name: ``original``, ``uniform``, ``searched`` or ``compressed``, ``tuned``.
         nbytes: Bytes of its tensor file.
         bits_per_weight: Bits of the file for each parameter.
         perplexity: On the evaluation text; ``None`` if it was not measured or is not finite.
@@ -98,6 +98,7 @@ class RunReport:
         seconds: Wall time of each stage.
         predicted: The pre-flight prediction.
         counters: Candidates and tokens judged, blocks run and saved by prefix reuse.
+        finetuning: Losses, changed codes, held-out divergence and the step that was kept, if the result was tuned.
     """
 
     model: str
@@ -113,6 +114,7 @@ class RunReport:
     seconds: dict[str, NotNegative] = field(default_factory=dict)
     predicted: dict[str, JsonValue] = field(default_factory=dict)
     counters: dict[str, Count] = field(default_factory=dict)
+    finetuning: dict[str, JsonValue] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

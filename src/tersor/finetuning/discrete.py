@@ -318,13 +318,14 @@ def check_tunable(weights: Mapping[str, CompressedWeight]) -> dict[str, Discrete
     Raises:
         InvalidArgument: If there is none.
     """
-    found = {name: discrete(weight) for name, weight in weights.items() if _is_tunable(weight)}
+    found = {name: discrete(weight) for name, weight in weights.items() if is_tunable(weight)}
     if not found:
         kinds = ", ".join(sorted({weight.kind for weight in weights.values()})) or "none"
         raise InvalidArgument(f"no layer of the model can be tuned (its kinds: {kinds}); compress it to codebooks, a grid or a float mask")
     return found
 
 
-def _is_tunable(weight: CompressedWeight) -> bool:
+def is_tunable(weight: CompressedWeight) -> bool:
+    """Whether its values and codes can be trained: codebooks, a grid, or sparse floats."""
     sparse = isinstance(weight, SparseWeight) and isinstance(weight.values, FloatValues)
     return sparse or isinstance(weight, (CodebookWeight, QuantizedWeight))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,9 +89,9 @@ class Tuned:
     best_step: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, the model left out."""
-        facts = {"losses": self.losses, "changes": self.changes, "held_out": self.held_out}
-        return {**facts, "best_step": self.best_step}
+        """Plain JSON values, ``None`` for a loss that is NaN or infinite; the model left out."""
+        held_out = [[step, _finite(loss)] for step, loss in self.held_out]
+        return {"losses": [*map(_finite, self.losses)], "changes": self.changes, "held_out": held_out, "best_step": self.best_step}
 
     def __str__(self) -> str:
         changed = f"{sum(self.changes):,} codes changed in {len(self.changes)} steps"
@@ -318,6 +319,10 @@ class _Job:
         fields = {key: value for key, value in vars(self.config).items() if key != "steps"}
         windows = checkpoints.tokens(self.windows)
         return {"model": self.small.fingerprint(), "teacher": self.teacher.fingerprint(), "config": fields, **windows}
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def divergence(student: Model, teacher: Model, tokens: Tensor) -> Tensor:

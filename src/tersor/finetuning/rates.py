@@ -41,7 +41,7 @@ class ChosenRates:
     Attributes:
         rates: The chosen candidate.
         config: The configuration that was given, with these rates.
-        losses: Held-out divergence after the last step of each candidate, in nats a token.
+        losses: Held-out divergence after the last step of each candidate, in nats a token; infinite where it is NaN.
     """
 
     rates: Rates
@@ -57,7 +57,7 @@ def choose_rates(
     model: Model, teacher: Model, windows: Tensor, held_out: Tensor, config: PVConfig | None = None, *, steps: int = 20,
     candidates: Sequence[Rates] | None = None, checkpoint: str | Path | None = None, progress: Progress | None = None,
 ) -> ChosenRates:  # fmt: skip
-    """Tune ``steps`` steps with each of several rates and take those whose last step is closest to ``teacher``.
+    """Tune ``steps`` steps with each of several rates and take those whose last step is closest to ``teacher``, the first if none is.
 
     Args:
         model: Compressed; left as it is.
@@ -72,8 +72,7 @@ def choose_rates(
         progress: Called with the step, the number of steps, of all candidates together, and the loss.
 
     Raises:
-        InvalidArgument: If there is no candidate, one names what is no field of :class:`PVConfig`, all make the model diverge, or
-            :func:`pv_tuning` refuses one.
+        InvalidArgument: If there is no candidate, one names what is no field of :class:`PVConfig`, or :func:`pv_tuning` refuses one.
 
     Reference:
         The algorithm is of Malinovskii et al. (2024); choosing its rates on each model is not part of it.
@@ -93,10 +92,13 @@ def choose_rates(
 
         tuned = pv_tuning(model, teacher, windows, short, held_out=held_out, checkpoint=record.unfinished, progress=advance)
         record.take(tuned.held_out[-1][1])
-    if min(record.losses) == math.inf:
-        raise InvalidArgument(f"the divergence is NaN or infinite after {steps} steps with every candidate; give smaller rates")
     rates = candidates[record.losses.index(min(record.losses))]
     return ChosenRates(rates, replace(config, **rates), tuple(record.losses))  # type: ignore[arg-type]
+
+
+def default_steps(steps: int) -> int:
+    """Steps of each short tuning before one of ``steps``: a fifth; 0, which is none, where that is less than a step."""
+    return steps // 5
 
 
 def rates_beside(checkpoint: Path) -> Path:

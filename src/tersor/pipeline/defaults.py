@@ -22,6 +22,7 @@ _SECTIONS = (
     ("calibration", "calibration", "text"),
     ("correction", "calibration", "correction"),
     ("evaluation", "evaluation", "text"),
+    ("tune", "finetuning", "steps"),
 )
 
 
@@ -67,7 +68,7 @@ def job_recipe(path: Path | None, **flags: Any) -> Recipe:
     Args:
         path: A YAML recipe.
         **flags: ``method``, ``bits``, ``group_size``, ``sparsity``, ``size``, ``ratio``, ``search``, ``calibration``, ``correction``,
-            ``evaluation``, ``target``, ``seed``; ``None`` for those not given. ``options`` holds further options of the method.
+            ``evaluation``, ``tune``, ``target``, ``seed``; ``None`` for those not given. ``options`` holds further options of the method.
 
     Raises:
         InvalidArgument: If flags contradict each other or a value is not allowed.
@@ -98,6 +99,6 @@ def job_recipe(path: Path | None, **flags: Any) -> Recipe:
         if (value := flags[flag]) is not None:
             data[section] = {**data.get(section, {}), key: value}
     if flags["seed"] is not None:
-        for section in ("search", "calibration"):
+        for section in ("search", "calibration", "finetuning"):
             data[section] = {**data.get(section, {}), "seed": flags["seed"]}
     return parse_recipe(data, "the flags" if path is None else f"the recipe {path}")

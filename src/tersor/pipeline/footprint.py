@@ -31,7 +31,9 @@ def predicted_memory(model: Model, plan: Plan, recipe: Recipe, inputs: tuple[int
     import psutil
 
     stages = [_sampling(model, recipe), _fitting(model, plan, recipe, inputs, levels)]
-    stages.append(result + _searching(model, plan, recipe) + _evaluating(model, recipe))
+    # What the search holds stays until the end: the report reads its counters.
+    following = max(_evaluating(model, recipe), result + _tuning(model, plan, recipe))
+    stages.append(result + _searching(model, plan, recipe) + following)
     return int(psutil.Process().memory_info().rss) + max(stages)
 
 
@@ -84,6 +86,17 @@ def _searching(model: Model, plan: Plan, recipe: Recipe) -> int:
     prefix = fast * minibatch * model.hidden_size * len(find_blocks(model.module))
     teacher = 2 * search * model.vocabulary  # a mapped file
     return _cast(model) + dense + prefix + teacher + 2 * fast * minibatch * model.vocabulary
+
+
+def _tuning(model: Model, plan: Plan, recipe: Recipe) -> int:
+    """Bytes of the student, its gradients, the buffer and moments of its codes, values that they came from, and activations."""
+    if not recipe.finetuning.steps:
+        return 0
+    tokens = recipe.finetuning.batch * min(recipe.calibration.context, model.max_context)
+    block = sum(each.numel() for each in find_blocks(model.module)[0].parameters())
+    # What a block keeps for its gradient is about its outputs: as many as its matrices have rows.
+    outputs = sum(model.shape(name)[0] for name in plan.choices if name not in model.embeddings())
+    return 5 * 4 * model.n_parameters + 4 * 4 * block + 2 * 4 * tokens * outputs + 4 * 4 * tokens * model.vocabulary
 
 
 def _evaluating(model: Model, recipe: Recipe) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 from tersor.allocation import ALLOCATORS, Allocation, parse_budget
 from tersor.allocation.problem import Choices, Fitness, Problem
 from tersor.errors import InvalidArgument
+from tersor.finetuning import PVConfig, Tuned
+from tersor.finetuning.discrete import is_tunable
 from tersor.models import Model
 from tersor.models.structure import find_blocks
 from tersor.pipeline.allocate import Menu, allocate, assemble, fill_up, fused_groups
@@ -24,9 +26,10 @@ from tersor.pipeline.progress import Progress, Silent
 from tersor.pipeline.recipe import Recipe, Search, parse_recipe
 from tersor.pipeline.rundir import RunDirectory
 from tersor.pipeline.texts import Texts, prepare_texts
+from tersor.pipeline.tuning import forget, tune_windows
 from tersor.pipeline.workers import make_fitness, make_pool
 
-_SECTIONS = ("calibration", "evaluation", "search", "propagate", "fused", "target", "skip", "embeddings")
+_SECTIONS = ("calibration", "evaluation", "search", "propagate", "fused", "target", "skip", "embeddings", "finetuning")
 
 
 def single_method(method: str | None, options: dict[str, Any]) -> Recipe:
@@ -183,6 +186,14 @@ class Job:
         """A copy of the model in which every layer holds its chosen level."""
         return assemble(self.model, self.menu, self.database, choices)
 
+    def tuned(self, small: Model) -> Tuned | None:
+        """``small`` trained towards the original as the recipe says; ``None`` if it says nothing of it, or nothing of it can be trained."""
+        plan, windows, held_out = self.recipe.finetuning, self.texts.calibration, self.texts.held_out
+        if not plan.steps or windows is None or held_out is None or not any(map(is_tunable, small.weights().values())):
+            return None
+        config = PVConfig(mode=plan.mode, steps=plan.steps, batch=plan.batch, seed=plan.seed)
+        return tune_windows(small, self.model, windows, held_out, config, plan.pilot, self.run.tuning_state, self.progress)
+
     def _identity(self) -> dict[str, Any]:
         from tersor import __version__, data
 
@@ -208,10 +219,13 @@ def run_job(
     if confirm is not None:
         confirm(sentence)
     found = job.search(job.budget)
-    small = job.assemble(found.choices)
-    small.report = make_report(job, found, small, clock)
+    assembled = job.assemble(found.choices)
+    tuned = job.tuned(assembled)
+    small = assembled if tuned is None else tuned.model
+    small.report = make_report(job, found, assembled, clock, tuned)
     if keep:
         small.save(job.run.output)
         write_json(job.run.report, small.report.to_dict())
         job.run.clean()
+        forget(job.run.tuning_state)
     return small

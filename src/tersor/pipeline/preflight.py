@@ -11,6 +11,7 @@ import torch
 
 from tersor.allocation.sparse import require_solver
 from tersor.errors import InvalidArgument, TersorError
+from tersor.finetuning.discrete import is_tunable
 from tersor.layerwise import find_method
 from tersor.layerwise.stats import LayerStats
 from tersor.models import Model
@@ -56,8 +57,8 @@ class Preflight:
         return asdict(self)
 
 
-def predicted_nbytes(shape: tuple[int, int], choice: LevelChoice) -> int:
-    """Bytes that a level of this shape will take, from running its method on a few rows of noise.
+def predicted(shape: tuple[int, int], choice: LevelChoice) -> tuple[int, bool]:
+    """Bytes that a level of this shape will take, from running its method on a few rows of noise, and whether it could be tuned.
 
     Raises:
         InvalidArgument: If the method refuses the shape or the options: the refusal comes before any work.
@@ -67,7 +68,8 @@ def predicted_nbytes(shape: tuple[int, int], choice: LevelChoice) -> int:
     method = find_method(name)
     sample = min(rows, SAMPLE_ROWS) if "keep" not in options and "rank" not in options else rows
     noise = torch.randn(sample, columns, generator=torch.Generator().manual_seed(0))
-    return round(method.function(noise, LayerStats.identity(columns), **options).nbytes * rows / sample)
+    weight = method.function(noise, LayerStats.identity(columns), **options)
+    return round(weight.nbytes * rows / sample), is_tunable(weight)
 
 
 def preflight(model: Model, plan: Plan, recipe: Recipe, budget: int | None, output: Path | None) -> Preflight:
@@ -79,18 +81,20 @@ def preflight(model: Model, plan: Plan, recipe: Recipe, budget: int | None, outp
     """
     if recipe.search.method == "sparse":
         require_solver()
-    sizes: dict[tuple[tuple[int, int], str], int] = {}
+    known: dict[tuple[tuple[int, int], str], tuple[int, bool]] = {}
 
     def size(name: str, choice: LevelChoice) -> int:
         key = (model.shape(name), repr(choice))
-        if key not in sizes:
+        if key not in known:
             try:
-                sizes[key] = predicted_nbytes(model.shape(name), choice)
+                known[key] = predicted(model.shape(name), choice)
             except InvalidArgument as error:
                 raise InvalidArgument(f"layer {name}: {error}") from None
-        return sizes[key]
+        return known[key][0]
 
     table = {name: [size(name, choice) for choice in choices] for name, choices in plan.choices.items()}
+    if recipe.finetuning.steps and not any(tunable for _, tunable in known.values()):
+        raise InvalidArgument("finetuning trains codebooks, grids and sparse floats, and no level is one of these; leave it out or add one")
     weights = sum(model.shape(name)[0] * model.shape(name)[1] for name in plan.choices)
     rest = 2 * (model.n_parameters - weights)
     smallest, largest = (rest + sum(pick(levels) for levels in table.values()) for pick in (min, max))

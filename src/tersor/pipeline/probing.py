@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.errors import InvalidArgument
+from tersor.finetuning import PVConfig
 from tersor.layerwise import find_method
 from tersor.layerwise.stats import LayerStats
 from tersor.models import Model
@@ -110,8 +111,19 @@ def predicted_seconds(model: Model, recipe: Recipe, parts: Probe, units: int) ->
         sensitivities = (units / 2 + 1) * sensitivity_tokens(recipe.search) if recipe.search.initial == "fittest" else 0
         chosen = 3 * search if sensitivities else 0  # two starts and the end
         judged += token * (recipe.search.generations * generation + sensitivities + chosen)
-    evaluated = 3 * recipe.evaluation.tokens * (blocks * parts.original + parts.head)
-    return sampled + walked + parts.fitting + judged + evaluated
+    exact = blocks * parts.original + parts.head
+    evaluated = 3 * recipe.evaluation.tokens * exact
+    return sampled + walked + parts.fitting + judged + exact * _tuned_tokens(recipe, length) + evaluated
+
+
+def _tuned_tokens(recipe: Recipe, length: int) -> int:
+    """Tokens of forward passes that the finetuning takes as long as."""
+    plan, config = recipe.finetuning, PVConfig()
+    # The best of the short tunings is gone on from.
+    steps = plan.steps + 2 * plan.short
+    measured = steps // config.check_every + (3 if plan.short else 1) if plan.steps else 0
+    # Original and student, and backwards, which takes twice as long as forwards.
+    return 4 * steps * plan.batch * length + 2 * measured * needed_tokens(recipe)[1]
 
 
 def sampled_sequences(model: Model, recipe: Recipe) -> int:

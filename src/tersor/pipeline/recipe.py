@@ -127,6 +127,32 @@ class Evaluation(_Strict):
     context: Annotated[int, Field(ge=8)] = 512
 
 
+class Finetuning(_Strict):
+    """Training of the compressed model towards the original, with its format and size as they are; see ``tersor.finetuning.pv_tuning``.
+
+    Attributes:
+        steps: Optimiser steps on the calibration tokens; 0 trains nothing.
+        mode: ``pv`` trains values and codes, ``p`` values alone, ``straight_through`` rounds anew after each step.
+        batch: Sequences a step.
+        pilot: Steps of each of three short tunings that choose the rates on the tokens held out; by default a fifth of ``steps``. 0 takes
+            the defaults of ``tersor.finetuning.PVConfig``.
+        seed: Of the order of sequences.
+    """
+
+    steps: Annotated[int, Field(ge=0)] = 0
+    mode: Literal["pv", "p", "straight_through"] = "pv"
+    batch: Annotated[int, Field(ge=1)] = 2
+    pilot: Annotated[int | None, Field(ge=0)] = None
+    seed: int = 0
+
+    @property
+    def short(self) -> int:
+        """``pilot``, its default resolved."""
+        from tersor.finetuning.rates import default_steps
+
+        return default_steps(self.steps) if self.pilot is None else self.pilot
+
+
 class Recipe(_Strict):
     """A compression job.
 
@@ -134,6 +160,7 @@ class Recipe(_Strict):
         model: What ``tersor.load`` takes; the command line names it instead.
         calibration: Text to fit on.
         search: How the budget is spread.
+        finetuning: Training of what was found.
         evaluation: Text to measure on.
         levels: Choices for every linear layer of the blocks (and an untied head).
         embeddings: Choices for the embedding table with its tied head; empty keeps it dense.
@@ -152,6 +179,7 @@ class Recipe(_Strict):
     budget: str | float | int | None = None
     search: Search = Search()
     calibration: Calibration = Calibration()
+    finetuning: Finetuning = Finetuning()
     evaluation: Evaluation = Evaluation()
     propagate: Literal["compressed", "dense"] = "compressed"
     fused: Fusion = "auto"
@@ -173,6 +201,8 @@ class Recipe(_Strict):
             raise ValueError("levels is empty: name at least one method")
         if self.calibration.correction and self.propagate == "dense":
             raise ValueError("calibration.correction makes up for compressed blocks; it needs propagate: compressed")
+        if self.finetuning.steps and not self.calibration.held_out:
+            raise ValueError("finetuning chooses its rates and the step that is kept on tokens held out; calibration.held_out is 0")
         return self
 
     def check_decided(self) -> None:

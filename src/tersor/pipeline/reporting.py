@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.allocation import Allocation
 from tersor.evaluation import Evaluation, RunReport, disagreement, evaluate
 from tersor.evaluation.run_report import LayerRow, ReportRow
+from tersor.finetuning import Tuned
 from tersor.limits.generalization import certify
 from tersor.models import Model
 from tersor.models.storage import safetensors_size
@@ -27,20 +28,24 @@ FEW_TOKENS = 16  # calibration tokens an input feature below which second-order 
 MUCH_DAMPING = 0.1
 
 
-def make_report(job: Job, found: Allocation, small: Model, clock: Timed) -> RunReport:
-    """Measure the original, the uniform assignment under the same budget and ``small``, and write down how it came about."""
+def make_report(job: Job, found: Allocation, small: Model, clock: Timed, tuned: Tuned | None = None) -> RunReport:
+    """Measure the original, the uniform assignment under the same budget, ``small`` and what it was tuned to, and how it came about."""
     rows = []
-    candidates: dict[str, tuple[Model, Choices | None]] = {"original": (job.model, None)}
-    if job.budget is not None and (uniform := job.uniform(job.budget)) != found.choices:
-        candidates["uniform"] = (job.assemble(uniform), uniform)
-    candidates["compressed" if job.budget is None else "searched"] = (small, found.choices)
-    clock.start("evaluating", len(candidates))
     problem = job.problem(job.budget)
-    for name, (model, choices) in candidates.items():
-        measured = None
+    # With the sum of layer errors, which is not known of a tuned model.
+    candidates: dict[str, tuple[Model, float | None]] = {"original": (job.model, None)}
+    if job.budget is not None and (uniform := job.uniform(job.budget)) != found.choices:
+        candidates["uniform"] = (job.assemble(uniform), problem.error(uniform))
+    candidates["compressed" if job.budget is None else "searched"] = (small, problem.error(found.choices))
+    if tuned is not None:
+        candidates["tuned"] = (tuned.model, None)
+    clock.start("evaluating", len(candidates))
+    for name, (model, layer_error) in candidates.items():
+        original, measured = model is job.model, None
         if job.texts.evaluation is not None:
-            measured = evaluate(model, job.texts.evaluation, None if choices is None else job.model, max_tokens=None)
-        rows.append(_row(name, model, None if choices is None else problem.error(choices), measured))
+            measured = evaluate(model, job.texts.evaluation, None if original else job.model, max_tokens=None)
+        # The original is counted in 16-bit weights, whatever type it was loaded in: that is what people store.
+        rows.append(_row(name, model, 2 * model.n_parameters if original else safetensors_size(model), layer_error, measured))
         clock.advance(note=name)
     layers = _layers(job, found.choices)
     return RunReport(
@@ -53,16 +58,15 @@ def make_report(job: Job, found: Allocation, small: Model, clock: Timed) -> RunR
         rows=rows,
         layers=layers,
         search=[dict(row) for row in found.history],
-        warnings=_warnings(job, layers, rows),
+        finetuning={} if tuned is None else tuned.to_dict(),
+        warnings=_warnings(job, layers, rows, tuned),
         seconds={name: round(spent, 1) for name, spent in clock.finish().items()},
         predicted=job.preflight.to_dict(),
         counters=job.counters,
     )
 
 
-def _row(name: str, model: Model, layer_error: float | None, measured: Evaluation | None) -> ReportRow:
-    # The original is counted in 16-bit weights, whatever type it was loaded in: that is what people store.
-    nbytes = 2 * model.n_parameters if layer_error is None else safetensors_size(model)
+def _row(name: str, model: Model, nbytes: int, layer_error: float | None, measured: Evaluation | None) -> ReportRow:
     row = ReportRow(name, nbytes, 8 * nbytes / model.n_parameters, layer_error=layer_error)
     if measured is None:
         return row
@@ -79,7 +83,7 @@ def _row(name: str, model: Model, layer_error: float | None, measured: Evaluatio
 
 def _layers(job: Job, choices: Choices) -> list[LayerRow]:
     blocks = find_blocks(job.model).name
-    tokens = 0 if job.texts.calibration is None else job.texts.calibration.numel()
+    tokens = 0 if job.texts.calibration is None or not job.recipe.needs_inputs else job.texts.calibration.numel()
     rows = []
     for name, levels, size, index in zip(job.menu.layers, job.menu.levels, job.menu.sizes, choices, strict=True):
         level = levels[index]
@@ -91,8 +95,12 @@ def _layers(job: Job, choices: Choices) -> list[LayerRow]:
     return rows
 
 
-def _warnings(job: Job, layers: list[LayerRow], rows: list[ReportRow]) -> list[str]:
+def _warnings(job: Job, layers: list[LayerRow], rows: list[ReportRow], tuned: Tuned | None) -> list[str]:
     warnings = [str(pair) for pair in disagreement(rows)]
+    if job.recipe.finetuning.steps and tuned is None:
+        warnings.append("nothing was tuned: no layer of the result is of codebooks, a grid or sparse floats")
+    if tuned is not None and tuned.best_step == 0:
+        warnings.append("no step of the finetuning came closer to the original on the tokens held out, so none was kept; give more text")
     if rows[-1].nbytes >= rows[0].nbytes:
         sizes = f"the result takes {rows[-1].nbytes} bytes, the original in 16 bits {rows[0].nbytes}"
         warnings.append(f"nothing was saved: {sizes}; take fewer bits, larger groups or smaller codebooks")

@@ -41,6 +41,11 @@ class RunDirectory:
         return self.work / "search.json"
 
     @property
+    def tuning_state(self) -> Path:
+        """File in which the finetuning keeps its state."""
+        return self.work / "tuning.safetensors"
+
+    @property
     def report(self) -> Path:
         """File of the finished run's report."""
         return self.output / "report.json"

@@ -22,8 +22,8 @@ class Texts:
     """Token windows of a job, each ``[n, context]`` or ``None`` where the recipe needs none.
 
     Attributes:
-        calibration: Layers are fitted on these.
-        held_out: Layer errors are reported on these.
+        calibration: Layers are fitted on these, and the whole is tuned on them.
+        held_out: Layer errors are reported on these; rates and step of a tuning are chosen on them.
         search: Candidates are judged on these.
         evaluation: The report's numbers come from these.
         sources: What each is, for the report.
@@ -39,7 +39,8 @@ class Texts:
 def needed_tokens(recipe: Recipe) -> tuple[int, int, int]:
     """Tokens to fit on, to judge layers on and to search with that ``recipe`` asks for."""
     fit = recipe.needs_inputs
-    calibration = recipe.calibration.tokens if fit or recipe.search.method in ("knapsack", "greedy") else 0
+    wanted = fit or recipe.finetuning.steps or recipe.search.method in ("knapsack", "greedy")
+    calibration = recipe.calibration.tokens if wanted else 0
     held_out = recipe.calibration.held_out if calibration else 0
     search = recipe.search.tokens if recipe.budget is not None and recipe.search.measures else 0
     return calibration, held_out, search
