@@ -103,3 +103,14 @@ def test_what_is_not_a_recipe_is_refused_by_name(tmp_path, content):
 def test_a_missing_recipe_is_refused_by_name(tmp_path):
     with pytest.raises(InvalidArgument, match="No such file"):
         load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(("tokens", "last"), [(64, 64), (1024, 1024), (2048, 2048), (9000, 2048)])
+def test_the_usual_stages_ask_for_no_more_than_there_is(tokens, last):
+    search = parse_recipe({"levels": {"method": "gptq"}, "search": {"tokens": tokens}}).search
+    assert search.stages == ((3, min(256, tokens)), (1, last))
+
+
+def test_stages_that_are_given_are_kept_or_refused():
+    with pytest.raises(InvalidArgument, match="a stage asks for 512 tokens but tokens is 256"):
+        parse_recipe({"levels": {"method": "gptq"}, "search": {"tokens": 256, "stages": [[1, 512]]}})

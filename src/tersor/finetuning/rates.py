@@ -50,7 +50,7 @@ class ChosenRates:
 
     def __str__(self) -> str:
         chosen = ", ".join(f"{name} {value:g}" for name, value in self.rates.items())
-        return f"rates: {chosen} ({min(self.losses):.4g} nats; others {', '.join(f'{loss:.4g}' for loss in sorted(self.losses)[1:])})"
+        return f"rates: {chosen}; nats of the candidates: {', '.join(f'{loss:.4g}' for loss in self.losses)}"
 
 
 def choose_rates(
@@ -121,7 +121,7 @@ class _Record:
         loss = loss if math.isfinite(loss) else math.inf
         if self.following is not None and self.unfinished is not None and self.path is not None:
             # In this order: a kill in between repeats the candidate, which ends at the same bits.
-            if loss < min(self.losses, default=float("inf")):
+            if loss < min(self.losses, default=math.inf):
                 self.unfinished.replace(self.following)
             else:
                 self.unfinished.unlink()

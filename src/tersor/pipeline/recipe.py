@@ -13,6 +13,7 @@ from tersor.errors import InvalidArgument
 
 SearchName = Literal["evopress", "sparse", "knapsack", "greedy", "random", "uniform"]
 Fusion = Literal["auto", "none", "inputs", "sublayer", "block"]
+STAGES = ((3, 256), (1, 2048))
 CORRECTION = 0.25  # of what was lost before: more fits the calibration text rather than the model
 
 
@@ -57,7 +58,8 @@ class Search(_Strict):
         generations: Rounds of evopress; for ``sparse``, models measured in all.
         offspring: Candidates a round; for ``random``, candidates in all.
         tokens: Tokens of calibration text set aside for the search, never used to fit a layer.
-        stages: ``(survivors, tokens)`` of each selection stage; the last must leave one survivor.
+        stages: ``(survivors, tokens)`` of each selection stage; the last must leave one survivor. The default asks for no
+            more than ``tokens``.
         groups: Layers between which evopress moves bytes: of equal ``size``, of equal ``name``, or any (``none``).
         initial: Where evopress starts. ``fittest`` is the better of uniform and a knapsack that weighs each layer by what it costs alone,
             and the end of the search is held against both, on all search tokens.
@@ -67,11 +69,18 @@ class Search(_Strict):
     method: SearchName = "evopress"
     generations: Annotated[int, Field(ge=0, le=100_000)] = 30
     offspring: Annotated[int, Field(ge=1, le=4096)] = 12
-    stages: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = ((3, 256), (1, 2048))
+    stages: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = STAGES
     tokens: Annotated[int, Field(ge=64)] = 8192
     groups: Literal["size", "name", "none"] = "none"
     initial: Literal["fittest", "uniform", "knapsack", "random"] = "fittest"
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_than_tokens(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "stages" not in data and isinstance(given := data.get("tokens"), int):
+            return {**data, "stages": tuple((survivors, min(tokens, given)) for survivors, tokens in STAGES)}
+        return data
 
     @property
     def measures(self) -> bool:
