@@ -99,6 +99,8 @@ def test_bad_input_is_named(teacher: Model, windows: Tensor, made: Make, tmp_pat
         chosen(small, teacher, windows, candidates=[{"speed": 1.0}])
     with pytest.raises(InvalidArgument, match="steps"):
         chosen(small, teacher, windows, steps=0)
+    with pytest.raises(InvalidArgument, match="9 steps do not fit before one of 8"):
+        chosen(small, teacher, windows, steps=9)
     with pytest.raises(InvalidArgument, match="no layer of the model can be tuned"):
         chosen(teacher, teacher, windows)
     chosen(small, teacher, windows, checkpoint=file)

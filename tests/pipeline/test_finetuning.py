@@ -56,9 +56,10 @@ def test_a_method_that_needs_no_text_gets_text_to_be_tuned_on(stories, data_dir)
         ({"calibration": {"text": "tinystories", "held_out": 0}}, "calibration.held_out is 0"),
         ({"finetuning": {"steps": -1}}, "finetuning.steps"),
         ({"finetuning": {"steps": 4, "mode": "vp"}}, "finetuning.mode"),
+        ({"finetuning": {"steps": 4, "pilot": 5}}, "a pilot of 5 steps does not fit before 4"),
         ({"finetuning": {"rate": 1}}, "allowed are steps, mode, batch, pilot, seed"),
     ],
-    ids=["nothing to tune", "nothing held out", "steps", "mode", "unknown key"],
+    ids=["nothing to tune", "nothing held out", "steps", "mode", "pilot", "unknown key"],
 )
 def test_what_cannot_be_tuned_is_refused_before_any_work(stories, small_recipe, tmp_path, changes, said):
     with pytest.raises(InvalidArgument) as caught:
@@ -82,8 +83,8 @@ def test_predictions_count_the_tuning(stories, small_recipe, tmp_path):
         parts = probing.Probe(walk=0.0, plain=0.0, original=0.0, head=1.0, step=0.0, inputs=(), fitting=0.0)
         return probing.predicted_seconds(stories, recipe, parts, 36)
 
-    # Windows of 128 tokens, 512 held out and measured every 20 steps, original and student each.
-    without = predicted()
+    # Windows of 128 tokens, 512 held out and measured every 20 steps, original and student each; 512 more to evaluate.
+    without = predicted() + 512
     assert predicted(steps=40, pilot=0, batch=3) - without == 4 * 40 * 3 * 128 + 2 * 3 * 512
     assert predicted(steps=40, batch=3) - without == 4 * (40 + 2 * 8) * 3 * 128 + 2 * 5 * 512
     plain, tuned = (Job(stories, small_recipe(finetuning={"steps": steps}), tmp_path).preflight.peak_memory for steps in (0, 5))

@@ -65,20 +65,23 @@ def choose_rates(
         windows: Tokens ``[n, length]`` to train on.
         held_out: Windows to choose by; never those that the result is reported on.
         config: Everything but the rates.
-        steps: Of each short tuning.
+        steps: Of each short tuning; no more than those of ``config``.
         candidates: Fields of :class:`PVConfig` to replace; :data:`CANDIDATES` of the mode without it.
         checkpoint: File of the tuning that follows: the chosen short tuning is left there for :func:`pv_tuning` to go on from, and what
             was chosen beside it, so that a killed choice goes on too.
         progress: Called with the step, the number of steps, of all candidates together, and the loss.
 
     Raises:
-        InvalidArgument: If there is no candidate, one names what is no field of :class:`PVConfig`, or :func:`pv_tuning` refuses one.
+        InvalidArgument: If ``steps`` is out of range, there is no candidate, one names what is no field of :class:`PVConfig`, or
+            :func:`pv_tuning` refuses one.
 
     Reference:
         The algorithm is of Malinovskii et al. (2024); choosing its rates on each model is not part of it.
     """
     config = config or PVConfig()
     check_integer("steps", steps, 1)
+    if steps > config.steps:
+        raise InvalidArgument(f"short tunings of {steps} steps do not fit before one of {config.steps}; take fewer for the choice of rates")
     candidates = CANDIDATES[config.mode] if candidates is None else candidates
     _check_candidates(candidates)
     job = {"steps": steps, "candidates": [dict(rates) for rates in candidates], "seed": config.seed, **checkpoints.tokens(windows)}

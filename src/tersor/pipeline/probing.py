@@ -112,16 +112,16 @@ def predicted_seconds(model: Model, recipe: Recipe, parts: Probe, units: int) ->
         chosen = 3 * search if sensitivities else 0  # two starts and the end
         judged += token * (recipe.search.generations * generation + sensitivities + chosen)
     exact = blocks * parts.original + parts.head
-    evaluated = 3 * recipe.evaluation.tokens * exact
+    evaluated = (4 if recipe.finetuning.steps else 3) * recipe.evaluation.tokens * exact
     return sampled + walked + parts.fitting + judged + exact * _tuned_tokens(recipe, length) + evaluated
 
 
 def _tuned_tokens(recipe: Recipe, length: int) -> int:
     """Tokens of forward passes that the finetuning takes as long as."""
-    plan, config = recipe.finetuning, PVConfig()
-    # The best of the short tunings is gone on from.
+    plan = recipe.finetuning
+    # The best of the three short tunings is gone on from.
     steps = plan.steps + 2 * plan.short
-    measured = steps // config.check_every + (3 if plan.short else 1) if plan.steps else 0
+    measured = steps // PVConfig.check_every + (3 if plan.short else 1) if plan.steps else 0
     # Original and student, and backwards, which takes twice as long as forwards.
     return 4 * steps * plan.batch * length + 2 * measured * needed_tokens(recipe)[1]
 

@@ -154,6 +154,12 @@ class Finetuning(_Strict):
     pilot: Annotated[int | None, Field(ge=0)] = None
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _pilot(self) -> Finetuning:
+        if self.pilot is not None and self.pilot > self.steps:
+            raise ValueError(f"a pilot of {self.pilot} steps does not fit before {self.steps}; take fewer")
+        return self
+
     @property
     def short(self) -> int:
         """``pilot``, its default resolved."""
