@@ -28,15 +28,15 @@ def model(parameters: int):
 
 def test_a_row_holds_what_the_windows_prove_and_what_they_prove_with_the_bytes():
     evaluation = measured()
-    row = _row("original", model(50), None, evaluation)
+    row = _row("original", model(50), 100, None, evaluation)
     losses = np.array(evaluation.window_nll) / 20
     assert row.certified == certify(losses, nbytes=100, vocabulary=512, trained_on=False).bound
     assert row.occam == certify(losses, nbytes=100, vocabulary=512).bound
-    assert 2.5 < row.certified < row.occam < _row("original", model(5000), None, evaluation).occam
+    assert 2.5 < row.certified < row.occam < _row("original", model(5000), 10_000, None, evaluation).occam
 
 
 def test_a_model_without_a_finite_perplexity_proves_nothing():
-    row = _row("original", model(50), None, SimpleNamespace(**{**vars(measured()), "perplexity": math.inf}))
+    row = _row("original", model(50), 100, None, SimpleNamespace(**{**vars(measured()), "perplexity": math.inf}))
     assert row.certified is None
     assert row.occam is None
 
