@@ -89,14 +89,14 @@ def _searching(model: Model, plan: Plan, recipe: Recipe) -> int:
 
 
 def _tuning(model: Model, plan: Plan, recipe: Recipe) -> int:
-    """Bytes of the student, its gradients, the buffer and moments of its codes, values that they came from, and activations."""
+    """Bytes of the student, its gradients, buffer, moments and codes, their file twice as it is written, a matrix, and activations."""
     if not recipe.finetuning.steps:
         return 0
     tokens = recipe.finetuning.batch * min(recipe.calibration.context, model.max_context)
-    block = sum(each.numel() for each in find_blocks(model.module)[0].parameters())
+    largest = max(math.prod(model.shape(name)) for name in plan.choices)
     # What a block keeps for its gradient is about its outputs: as many as its matrices have rows.
     outputs = sum(model.shape(name)[0] for name in plan.choices if name not in model.embeddings())
-    return 5 * 4 * model.n_parameters + 4 * 4 * block + 2 * 4 * tokens * outputs + 4 * 4 * tokens * model.vocabulary
+    return 9 * 4 * model.n_parameters + 8 * 4 * largest + 2 * 4 * tokens * outputs + 4 * 4 * tokens * model.vocabulary
 
 
 def _evaluating(model: Model, recipe: Recipe) -> int:
